@@ -1,0 +1,111 @@
+"""Everything about an agent that a user may set, with its unit and meaning."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from agent.networks.representation import Backbone
+from agent.search import SearchConfig
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkConfig(_Config):
+    """Sizes of the model."""
+
+    backbone: Backbone = Field("mlp", description="how a window [T, F] is read")
+    width: int = Field(256, ge=8, description="units of the backbone's layers")
+    depth: int = Field(2, ge=1, description="layers (stages, levels) of the backbone")
+    encoder_width: int = Field(128, ge=8, description="units of the chance encoder's layers")
+    encoder_depth: int = Field(1, ge=1, description="layers of the chance encoder's backbone")
+    latent: int = Field(128, ge=4, description="L, units of a latent state")
+    hidden: int = Field(256, ge=4, description="H, hidden units of the recurrent core")
+    codes: int = Field(32, ge=1, description="C, chance codes; 1 makes the model deterministic")
+    support_limit: float = Field(
+        50.0, gt=0, description="largest |value| and |reward| that can be told, in reward units"
+    )
+    support_atoms: int = Field(51, ge=3, description="V, atoms of value, reward and Q; odd")
+
+    @model_validator(mode="after")
+    def _odd_support(self) -> Self:
+        if self.support_atoms % 2 == 0:
+            raise ValueError(f"support_atoms must be odd so that zero is an atom; found {self.support_atoms}")
+        return self
+
+
+class SelfPlayConfig(_Config):
+    """How experience is gathered."""
+
+    num_envs: int = Field(64, ge=1, description="environments stepped together; their searches share one batch")
+    temperature: float = Field(
+        1.0, ge=0, description="exponent 1/temperature on visits when sampling an action (PUCT); 0 is greedy"
+    )
+    temperature_final: float = Field(0.25, ge=0, description="temperature at the end of `temperature_steps`")
+    temperature_steps: int = Field(
+        200_000, ge=1, description="environment steps over which the temperature falls linearly"
+    )
+
+
+class ReplayConfig(_Config):
+    """What is remembered and what is learnt from."""
+
+    capacity_bytes: int = Field(
+        512 * 1024**2, ge=2**16, description="memory bound of the stored steps, in bytes"
+    )
+    capacity_steps: int = Field(200_000, ge=64, description="most environment steps kept, all envs together")
+    min_steps: int = Field(2_000, ge=1, description="environment steps before learning starts")
+    prioritised: bool = Field(False, description="sample in proportion to |root value − target|^alpha")
+    priority_alpha: float = Field(0.6, ge=0, description="exponent α of the priorities")
+    importance_beta: float = Field(0.4, ge=0, le=1, description="exponent β of the importance weights")
+    n_step: int = Field(10, ge=1, description="rewards summed before the bootstrap, in steps")
+    td_lambda: float | None = Field(
+        None, ge=0, le=1, description="λ of TD(λ) over the same n_step horizon; none takes the n-step return"
+    )
+    reanalyse_ratio: float = Field(
+        0.0, ge=0, description="stored steps searched anew per step of a batch (MuZero Unplugged)"
+    )
+
+
+class LearnerConfig(_Config):
+    """How the model is fitted."""
+
+    batch_size: int = Field(256, ge=1, description="sequences per update")
+    unroll: int = Field(5, ge=1, description="K, model steps unrolled from each sampled state")
+    learning_rate: float = Field(1e-3, gt=0, description="peak step size of AdamW")
+    learning_rate_final: float = Field(1e-4, ge=0, description="step size after `decay_updates` (cosine)")
+    warmup_updates: int = Field(100, ge=0, description="updates over which the step size rises linearly")
+    decay_updates: int = Field(20_000, ge=1, description="updates over which the step size falls (cosine)")
+    weight_decay: float = Field(1e-4, ge=0, description="decoupled weight decay of AdamW")
+    gradient_clip: float = Field(5.0, gt=0, description="largest norm of the whole gradient")
+    value_weight: float = Field(0.5, ge=0, description="weight of the value and the afterstate-value loss")
+    reward_weight: float = Field(1.0, ge=0, description="weight of the reward loss")
+    policy_weight: float = Field(1.0, ge=0, description="weight of the policy loss")
+    chance_weight: float = Field(1.0, ge=0, description="weight of the chance loss")
+    commitment_weight: float = Field(0.25, ge=0, description="β, weight of the commitment loss")
+    updates_per_env_step: float = Field(
+        0.01, gt=0, description="updates per environment step; × batch_size = the replay ratio"
+    )
+    threads: int = Field(0, ge=0, description="torch threads; 0 leaves torch's own choice")
+
+
+class TrainingConfig(_Config):
+    """When training stops, and how often it looks up."""
+
+    env_steps: int = Field(300_000, ge=1, description="environment steps in all")
+    evaluate_every: int = Field(500, ge=1, description="updates between evaluations on the validation env")
+    checkpoint_every: int = Field(500, ge=1, description="updates between resumable checkpoints")
+    evaluation_episodes: int = Field(8, ge=1, description="episodes per evaluation, played side by side")
+
+
+class AgentConfig(_Config):
+    """An agent, completely."""
+
+    discount: float = Field(0.99, gt=0, le=1, description="γ per environment step")
+    network: NetworkConfig = NetworkConfig()
+    search: SearchConfig = SearchConfig()
+    self_play: SelfPlayConfig = SelfPlayConfig()
+    replay: ReplayConfig = ReplayConfig()
+    learner: LearnerConfig = LearnerConfig()
+    training: TrainingConfig = TrainingConfig()

@@ -1,0 +1,142 @@
+"""The recurrent core: the four functions of the model that planning calls, on latents.
+
+Whatever backbone reads the observation, the core is the same small residual MLP, so one compiled search
+(agent/search) serves every backbone. The equations here are the contract with agent/search/weights.py.
+
+Legend: B batch, A actions, C chance codes, L latent, H hidden, V atoms.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from agent.networks.support import expectation, support_atoms
+from agent.search.weights import CoreWeights
+
+_MINMAX_EPSILON = 1e-5
+
+
+def minmax(x: Tensor) -> Tensor:
+    """Scale each row of [B, L] to [0, 1] (MuZero App. G): latents stay in the range of embeddings added to them."""
+    low = x.amin(-1, keepdim=True)
+    high = x.amax(-1, keepdim=True)
+    return (x - low) / (high - low + _MINMAX_EPSILON)
+
+
+class Afterstate(NamedTuple):
+    """What follows an action, before chance has spoken: latent [B, L], chance_logits [B, C], q_logits [B, V]."""
+
+    latent: Tensor
+    chance_logits: Tensor
+    q_logits: Tensor
+
+
+class State(NamedTuple):
+    """A decision state: latent [B, L], policy_logits [B, A], value_logits [B, V]."""
+
+    latent: Tensor
+    policy_logits: Tensor
+    value_logits: Tensor
+
+
+class _ResidualBlock(nn.Module):
+    """x ↦ x + W₂·relu(W₁·LayerNorm(x)); also returns the hidden activation, from which a reward can be read."""
+
+    def __init__(self, latent: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(latent)
+        self.expand = nn.Linear(latent, hidden)
+        self.contract = nn.Linear(hidden, latent)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = torch.relu(self.expand(self.norm(x)))
+        return x + self.contract(hidden), hidden
+
+
+def _quiet_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A head that starts at zero: before learning, every action and outcome is equally good and equally likely."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class RecurrentCore(nn.Module):
+    """φ (afterstate dynamics), ψ (afterstate prediction), g (dynamics) and f (prediction) on latents."""
+
+    atoms: Tensor
+
+    def __init__(
+        self, *, actions: int, codes: int, latent: int, hidden: int, support_limit: float, support_count: int
+    ) -> None:
+        super().__init__()
+        self.register_buffer("atoms", torch.from_numpy(support_atoms(support_limit, support_count)))
+        self.action_embedding = nn.Parameter(torch.randn(actions, latent) * 0.5)
+        self.code_embedding = nn.Parameter(torch.randn(codes, latent) * 0.5)
+        self.afterstate_block = _ResidualBlock(latent, hidden)
+        self.dynamics_block = _ResidualBlock(latent, hidden)
+        self.afterstate_hidden = nn.Linear(latent, hidden)
+        self.prediction_hidden = nn.Linear(latent, hidden)
+        self.chance_head = _quiet_linear(hidden, codes)
+        self.q_head = _quiet_linear(hidden, support_count)
+        self.reward_head = _quiet_linear(hidden, support_count)
+        self.policy_head = _quiet_linear(hidden, actions)
+        self.value_head = _quiet_linear(hidden, support_count)
+
+    def afterstate(self, latent: Tensor, action: Tensor) -> Afterstate:
+        """φ then ψ. latent: [B, L], action: [B] int64."""
+        out, _ = self.afterstate_block(latent + self.action_embedding[action])
+        after = minmax(out)
+        hidden = torch.relu(self.afterstate_hidden(after))
+        return Afterstate(after, self.chance_head(hidden), self.q_head(hidden))
+
+    def dynamics(self, afterstate: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """g. code: [B, C], a vector so that a straight-through gradient can pass. Returns the next latent [B, L]
+        and the logits of the reward on the way to it [B, V]."""
+        out, hidden = self.dynamics_block(afterstate + code @ self.code_embedding)
+        return minmax(out), self.reward_head(hidden)
+
+    def predict(self, latent: Tensor) -> State:
+        """f."""
+        hidden = torch.relu(self.prediction_hidden(latent))
+        return State(latent, self.policy_head(hidden), self.value_head(hidden))
+
+    def read(self, logits: Tensor) -> Tensor:
+        """Categorical logits [..., V] as scalars [...] in units of the environment's reward."""
+        return expectation(logits, self.atoms)
+
+    def export(self) -> CoreWeights:
+        """The same numbers as flat float32 arrays for the compiled search; linear weights as [in, out]."""
+
+        def array(parameter: Tensor) -> NDArray[np.float32]:
+            return np.ascontiguousarray(parameter.detach().float().cpu().numpy().copy())
+
+        def linear(names: tuple[str, str], layer: nn.Linear) -> dict[str, NDArray[np.float32]]:
+            weight, bias = names
+            return {weight: np.ascontiguousarray(array(layer.weight).T), bias: array(layer.bias)}
+
+        phi, g = self.afterstate_block, self.dynamics_block
+        return CoreWeights(
+            action_embedding=array(self.action_embedding),
+            code_embedding=array(self.code_embedding),
+            phi_gain=array(phi.norm.weight),
+            phi_bias=array(phi.norm.bias),
+            g_gain=array(g.norm.weight),
+            g_bias=array(g.norm.bias),
+            **linear(("phi_w1", "phi_b1"), phi.expand),
+            **linear(("phi_w2", "phi_b2"), phi.contract),
+            **linear(("g_w1", "g_b1"), g.expand),
+            **linear(("g_w2", "g_b2"), g.contract),
+            **linear(("psi_w1", "psi_b1"), self.afterstate_hidden),
+            **linear(("f_w1", "f_b1"), self.prediction_hidden),
+            **linear(("chance_w", "chance_b"), self.chance_head),
+            **linear(("q_w", "q_b"), self.q_head),
+            **linear(("reward_w", "reward_b"), self.reward_head),
+            **linear(("policy_w", "policy_b"), self.policy_head),
+            **linear(("value_w", "value_b"), self.value_head),
+            atoms=array(self.atoms),
+            reward_atoms=array(self.atoms),
+        )

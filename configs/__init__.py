@@ -1,0 +1,1 @@
+"""Experiments: the packages' configurations composed, one YAML each."""

@@ -1,0 +1,1 @@
+"""The decision service: a checkpoint behind a REST API."""
