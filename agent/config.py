@@ -51,9 +51,7 @@ class SelfPlayConfig(_Config):
 class ReplayConfig(_Config):
     """What is remembered and what is learnt from."""
 
-    capacity_bytes: int = Field(
-        512 * 1024**2, ge=2**16, description="memory bound of the stored steps, in bytes"
-    )
+    capacity_bytes: int = Field(512 * 1024**2, ge=2**16, description="memory bound of the stored steps, in bytes")
     capacity_steps: int = Field(200_000, ge=64, description="most environment steps kept, all envs together")
     min_steps: int = Field(2_000, ge=1, description="environment steps before learning starts")
     prioritised: bool = Field(False, description="sample in proportion to |root value − target|^alpha")

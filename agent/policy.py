@@ -66,6 +66,14 @@ class Policy(Protocol):
         """
 
 
+def masked_softmax(logits: NDArray[np.float32], mask: NDArray[np.bool_] | None) -> NDArray[np.float32]:
+    """Probabilities [B, A] of logits [B, A], zero where the mask forbids."""
+    if mask is not None:
+        logits = np.where(mask, logits, -np.inf)
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
 def decision_from_actions(action: NDArray[np.int64], num_actions: int) -> Decision:
     """A decision of a policy that knows only what to do: certain of it, and without a value."""
     batch = len(action)

@@ -94,9 +94,7 @@ class _TransformerReader(nn.Module):
         self.position = nn.Parameter(torch.randn(steps, dimension) * 0.02)
         # One layer object per level: a list multiplied by N would tie their weights.
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                dimension, 4, 2 * dimension, dropout=0.0, batch_first=True, norm_first=True
-            )
+            nn.TransformerEncoderLayer(dimension, 4, 2 * dimension, dropout=0.0, batch_first=True, norm_first=True)
             for _ in range(depth)
         )
         self.outputs = dimension
@@ -124,9 +122,7 @@ class ObservationReader(nn.Module):
         super().__init__()
         self.sequences = sorted(name for name, shape in shapes.items() if len(shape) == 2)
         self.vectors = sorted(name for name, shape in shapes.items() if len(shape) != 2)
-        self.readers = nn.ModuleDict(
-            {name: _READERS[backbone](*shapes[name], width, depth) for name in self.sequences}
-        )
+        self.readers = nn.ModuleDict({name: _READERS[backbone](*shapes[name], width, depth) for name in self.sequences})
         flat = sum(math.prod(shapes[name]) for name in self.vectors)
         read = sum(int(reader.outputs) for reader in self.readers.values())
         self.mix = nn.Linear(read + flat, width)

@@ -1,0 +1,110 @@
+"""Fits the model to batches from the replay."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agent.config import LearnerConfig
+from agent.losses import TrainingBatch, unroll_losses
+from agent.networks.model import StochasticMuZero
+from agent.policy import Observations
+from agent.replay import Batch
+
+Decode = Callable[[Observations], Observations]
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient is NaN or infinite; training on would only spread it."""
+
+
+def learning_rate(update: int, config: LearnerConfig) -> float:
+    """Linear warm-up, then cosine from the peak to the final rate (Loshchilov & Hutter 2017)."""
+    if update < config.warmup_updates:
+        return config.learning_rate * (update + 1) / config.warmup_updates
+    progress = min(1.0, (update - config.warmup_updates) / config.decay_updates)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
+    return config.learning_rate_final + (config.learning_rate - config.learning_rate_final) * cosine
+
+
+def as_tensors(batch: Batch, decode: Decode, device: torch.device) -> TrainingBatch:
+    """Gather the real observations and move the batch to the device."""
+    sequences, states = batch.value.shape
+    flat = {name: entry.reshape(-1, *entry.shape[2:]) for name, entry in batch.observations.items()}
+    observations = {
+        name: torch.from_numpy(np.asarray(entry, np.float32)).to(device).unflatten(0, (sequences, states))
+        for name, entry in decode(flat).items()
+    }
+
+    def tensor(array: NDArray[np.generic]) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+    return TrainingBatch(
+        observations=observations,
+        action=tensor(batch.action),
+        reward=tensor(batch.reward),
+        policy=tensor(batch.policy),
+        value=tensor(batch.value),
+        state_mask=tensor(batch.state_mask),
+        step_mask=tensor(batch.step_mask),
+        weight=tensor(batch.weight),
+    )
+
+
+class Learner:
+    """AdamW on the losses of agent/losses.py."""
+
+    def __init__(self, model: StochasticMuZero, config: LearnerConfig, *, decode: Decode, device: torch.device) -> None:
+        self.model = model.to(device)
+        self.config = config
+        self.device = device
+        self.updates = 0
+        self._decode = decode
+        # Biases and gains are not decayed: pulling them to zero is a prior nobody has.
+        decayed = [p for p in model.parameters() if p.ndim >= 2]
+        kept = [p for p in model.parameters() if p.ndim < 2]
+        self.optimiser = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": config.weight_decay},
+                {"params": kept, "weight_decay": 0.0},
+            ],
+            lr=config.learning_rate,
+        )
+
+    def update(self, batch: Batch) -> tuple[dict[str, float], NDArray[np.float32]]:
+        """One step. Returns diagnostics by name and value errors [S] for the priorities.
+
+        Raises NonFiniteLoss, leaving the weights as they were.
+        """
+        training = as_tensors(batch, self._decode, self.device)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.updates, self.config)
+        terms, predictions = unroll_losses(self.model, training)
+        loss = terms.total(self.config)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+            shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items().items())
+            raise NonFiniteLoss(
+                f"update {self.updates}: expected a finite loss and gradient, found loss {loss.item():.4g}, "
+                f"gradient norm {norm.item():.4g} ({shown}). Lower learner.learning_rate, or look for "
+                f"non-finite observations or rewards"
+            )
+        self.optimiser.step()
+        self.updates += 1
+        usage = predictions.code_usage
+        perplexity = torch.exp(-(usage * usage.clamp(min=1e-12).log()).sum())
+        diagnostics = {f"loss/{name}": value.item() for name, value in terms.items().items()}
+        diagnostics |= {
+            "loss/total": loss.item(),
+            "learner/gradient_norm": norm.item(),
+            "learner/learning_rate": self.optimiser.param_groups[0]["lr"],
+            "model/code_perplexity": perplexity.item(),
+            "model/policy_entropy": predictions.policy_entropy.item(),
+            "replay/age_steps": float(batch.age.mean()),
+        }
+        error = (predictions.value - training.value[:, 0]).abs().cpu().numpy()
+        return diagnostics, error.astype(np.float32)

@@ -1,0 +1,272 @@
+"""Experience of a vector of environments, bounded in bytes, sampled as short sequences.
+
+Legend: N environments (rows), T records kept per row, S sampled sequences, K unroll, A actions.
+
+All rows advance together, so the memory is one ring of T columns. A record is one visited observation (see
+agent/targets.py). Observations are stored as the environment hands them out: an environment whose
+observations are large offers indices and a `decode` that gathers the real thing, and the replay need not know.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.config import ReplayConfig
+from agent.policy import Observations
+from agent.targets import n_step_returns, reachable, td_lambda_returns
+
+_PRIORITY_FLOOR = 1e-3  # nothing is ever so well predicted that it is never looked at again
+
+
+@dataclass(frozen=True)
+class Record:
+    """One column of the ring: what happened in every row at one step.
+
+    observations:  entries [N, ...], as the environment hands them out.
+    action:        [N] the action that left this observation (anything where has_transition is False).
+    reward:        [N] the reward for it.
+    terminated:    [N] that transition ended the episode for good.
+    has_transition: [N] False for the last observation of an episode: the next record starts a new one.
+    action_mask:   [N, A] allowed actions.
+    policy:        [N, A] search policy.
+    root_value:    [N] search value.
+    """
+
+    observations: Observations
+    action: NDArray[np.int64]
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    has_transition: NDArray[np.bool_]
+    action_mask: NDArray[np.bool_]
+    policy: NDArray[np.float32]
+    root_value: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """S sequences of K+1 states with their targets (agent.md, "Learning").
+
+    observations: entries [S, K+1, ...] as stored. action: [S, K]. reward, q_target: [S, K].
+    policy: [S, K+1, A]. value: [S, K+1]. state_mask: [S, K+1] the state exists. step_mask: [S, K] the step does.
+    weight: [S] importance weights. row, column: [S] where the sequences came from, for priorities.
+    age: [S] how many records ago each was made.
+    """
+
+    observations: Observations
+    action: NDArray[np.int64]
+    reward: NDArray[np.float32]
+    policy: NDArray[np.float32]
+    value: NDArray[np.float32]
+    state_mask: NDArray[np.bool_]
+    step_mask: NDArray[np.bool_]
+    weight: NDArray[np.float32]
+    row: NDArray[np.int64]
+    column: NDArray[np.int64]
+    age: NDArray[np.int64]
+
+
+class Replay:
+    """A ring of records for N rows."""
+
+    def __init__(
+        self,
+        config: ReplayConfig,
+        *,
+        rows: int,
+        actions: int,
+        observations: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]],
+        discount: float,
+    ) -> None:
+        """observations: shape and dtype of each entry of one stored observation.
+
+        Raises ValueError when the byte bound leaves no room for a usable ring.
+        """
+        per_step = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in observations.values())
+        per_step += 8 + 4 + 1 + 1 + actions + 4 * actions + 4 + 4
+        columns = min(config.capacity_steps, config.capacity_bytes // per_step) // rows
+        if columns < config.n_step + 2:
+            raise ValueError(
+                f"replay of {config.capacity_bytes} bytes and {config.capacity_steps} steps holds {columns} "
+                f"records for each of {rows} environments ({per_step} bytes a step); n_step {config.n_step} "
+                f"needs at least {config.n_step + 2}. Raise replay.capacity_bytes or lower self_play.num_envs"
+            )
+        self.config = config
+        self.rows = rows
+        self.columns = columns
+        self.discount = discount
+        self.added = 0  # columns ever written
+        shape = (rows, columns)
+        self._store: dict[str, NDArray[np.generic]] = {
+            "action": np.zeros(shape, np.int64),
+            "reward": np.zeros(shape, np.float32),
+            "terminated": np.zeros(shape, bool),
+            "has_transition": np.zeros(shape, bool),
+            "action_mask": np.ones((*shape, actions), bool),
+            "policy": np.zeros((*shape, actions), np.float32),
+            "root_value": np.zeros(shape, np.float32),
+            "priority": np.zeros(shape, np.float32),
+        }
+        self._names = sorted(observations)
+        for name, (entry, dtype) in observations.items():
+            self._store[f"observation.{name}"] = np.zeros((*shape, *entry), dtype)
+
+    @property
+    def size(self) -> int:
+        """Columns held."""
+        return min(self.added, self.columns)
+
+    @property
+    def steps(self) -> int:
+        """Records held, all rows together."""
+        return self.size * self.rows
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the stored arrays."""
+        return sum(array.nbytes for array in self._store.values())
+
+    def add(self, record: Record) -> None:
+        """Append one record per row; the oldest makes room."""
+        column = self.added % self.columns
+        for name in self._names:
+            self._store[f"observation.{name}"][:, column] = record.observations[name]
+        for name in (
+            "action", "reward", "terminated", "has_transition", "action_mask", "policy", "root_value",
+        ):  # fmt: skip
+            self._store[name][:, column] = getattr(record, name)
+        # A new record is as urgent as the most urgent known one, so everything is learnt from at least once.
+        priority = self._store["priority"]
+        urgent = float(priority.max()) if self.added else 1.0
+        priority[:, column] = np.where(record.has_transition, max(urgent, _PRIORITY_FLOOR), 0.0)
+        self.added += 1
+
+    def cut(self) -> None:
+        """End every row's episode at its newest record: what is added next starts new ones."""
+        newest = (self.added - 1) % self.columns
+        self._store["has_transition"][:, newest] = False
+        self._store["priority"][:, newest] = 0.0
+
+    def sample(self, count: int, unroll: int, rng: np.random.Generator) -> Batch:
+        """Draw sequences and compute their targets; no loop over sequences or unroll steps.
+
+        Raises ValueError while fewer than two columns are stored.
+        """
+        if self.size < 2:
+            raise ValueError(f"sampling needs at least 2 records per environment; found {self.size}")
+        row, column, weight = self._draw(count, rng)
+        length = unroll + 1 + self.config.n_step
+        newest = (self.added - 1) % self.columns
+        ahead = np.minimum(np.arange(length), (newest - column) % self.columns)
+        # Columns past the newest record repeat it; it has no transition, so nothing is read beyond it.
+        where = (column + ahead) % self.columns
+        at_end = where == newest
+        has_transition = self._read("has_transition", row, where) & ~at_end
+        rewards = self._read("reward", row, where)
+        values = self._read("root_value", row, where)
+        terminated = self._read("terminated", row, where)
+        states = unroll + 1
+        if self.config.td_lambda is None:
+            targets = n_step_returns(
+                rewards, values, has_transition, terminated,
+                discount=self.discount, n_step=self.config.n_step, count=states,
+            )  # fmt: skip
+        else:
+            targets = td_lambda_returns(
+                rewards, values, has_transition, terminated,
+                discount=self.discount, n_step=self.config.n_step,
+                td_lambda=self.config.td_lambda, count=states,
+            )  # fmt: skip
+        reach = reachable(has_transition[:, :states])
+        step_mask = reach[:, :unroll] & has_transition[:, :unroll]
+        # The last observation of an episode that terminated is worth nothing and has no policy to learn.
+        ended = np.zeros_like(reach)
+        ended[:, 1:] = step_mask & terminated[:, :unroll]
+        targets[ended] = 0.0
+        read = where[:, :states]
+        return Batch(
+            observations={name: self._store[f"observation.{name}"][row[:, None], read] for name in self._names},
+            action=self._read("action", row, read[:, :unroll]),
+            reward=rewards[:, :unroll],
+            policy=np.where(ended[..., None], 0.0, self._read("policy", row, read)).astype(np.float32),
+            value=targets,
+            state_mask=reach,
+            step_mask=step_mask,
+            weight=weight,
+            row=row,
+            column=column[:, 0],
+            age=((newest - column) % self.columns)[:, 0],
+        )
+
+    def set_priorities(self, batch: Batch, error: NDArray[np.float32]) -> None:
+        """Priorities |root value − target| of the sequences just learnt from (Schaul et al. 2016). error: [S]."""
+        self._store["priority"][batch.row, batch.column] = np.maximum(np.abs(error), _PRIORITY_FLOOR)
+
+    def draw_records(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Records to search anew: uniform over what is stored. Returns rows and columns, [count] each."""
+        rows = rng.integers(self.rows, size=count)
+        ages = rng.integers(self.size, size=count)
+        return rows, (self.added - 1 - ages) % self.columns
+
+    def read(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tuple[Observations, NDArray[np.bool_]]:
+        """Stored observations [count, ...] and action masks [count, A] at given places."""
+        observations = {name: self._store[f"observation.{name}"][rows, columns] for name in self._names}
+        return observations, self._store["action_mask"][rows, columns].astype(bool)
+
+    def refresh(
+        self,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        policy: NDArray[np.float32],
+        root_value: NDArray[np.float32],
+    ) -> None:
+        """Replace what an older search thought by what a newer one does (reanalyse)."""
+        self._store["policy"][rows, columns] = policy
+        self._store["root_value"][rows, columns] = root_value
+
+    def get_state(self) -> dict[str, NDArray[np.generic]]:
+        """Everything stored, as arrays. Columns never written are left out."""
+        state = {name: array[:, : self.size] for name, array in self._store.items()}
+        return {**state, "added": np.asarray(self.added, np.int64)}
+
+    def set_state(self, state: Mapping[str, NDArray[np.generic]]) -> None:
+        """Restore what `get_state` gave. Raises ValueError when the shapes are of another replay."""
+        size = min(int(state["added"]), self.columns)
+        for name, array in self._store.items():
+            expected = (self.rows, size, *array.shape[2:])
+            if state[name].shape != expected:
+                raise ValueError(f"replay field {name!r}: expected shape {expected}, found {state[name].shape}")
+            array[:, :size] = state[name]
+        self.added = int(state["added"])
+
+    def _read(self, name: str, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.generic]:
+        return self._store[name][row[:, None], column]
+
+    def _draw(
+        self, count: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Rows [S], columns [S, 1] and importance weights [S]. The newest column has no known transition yet."""
+        newest = (self.added - 1) % self.columns
+        priority = self._store["priority"][:, : self.size].astype(np.float64)
+        if self.config.prioritised:
+            mass = priority**self.config.priority_alpha
+            mass[priority == 0.0] = 0.0
+        else:
+            mass = (priority > 0.0).astype(np.float64)
+        mass[:, newest] = 0.0
+        cumulative = np.cumsum(mass.ravel())
+        total = cumulative[-1]
+        if not total > 0:
+            raise ValueError("sampling needs at least one stored transition; found none")
+        # One draw in each of `count` equal strata of the mass: same distribution, less variance.
+        points = (np.arange(count) + rng.random(count)) * (total / count)
+        points = np.minimum(points, np.nextafter(total, 0.0))  # the product can round up to the total itself
+        flat = np.searchsorted(cumulative, points, side="right")
+        row, column = np.divmod(flat, self.size)
+        weight = np.ones(count, np.float32)
+        if self.config.prioritised:
+            probability = mass.ravel()[flat] / total
+            raw = (1.0 / (probability * (mass > 0).sum())) ** self.config.importance_beta
+            weight = (raw / raw.max()).astype(np.float32)
+        return row, column[:, None], weight

@@ -1,0 +1,100 @@
+"""The actor: plays a vector of environments with exploring searches and records what it sees.
+
+Legend: N environments (rows), A actions.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
+
+from agent.config import AgentConfig
+from agent.planner import Planner
+from agent.replay import Record
+from agent.search import SearchResult
+from agent.spaces import action_count, action_masks, as_observations
+
+
+def temperature(env_steps: int, config: AgentConfig) -> float:
+    """Linear from `temperature` to `temperature_final`."""
+    play = config.self_play
+    progress = min(1.0, env_steps / play.temperature_steps)
+    return play.temperature + (play.temperature_final - play.temperature) * progress
+
+
+def sample_by_visits(
+    visits: NDArray[np.int32], exponent_temperature: float, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """One action per row with probability ∝ visits^(1/temperature) (MuZero App. D). visits: [N, A]. Returns [N]."""
+    if exponent_temperature == 0:
+        return visits.argmax(axis=1)
+    share = visits / visits.max(axis=1, keepdims=True)
+    weights = share ** (1.0 / exponent_temperature)
+    cumulative = weights.cumsum(axis=1)
+    points = rng.random(len(visits)) * cumulative[:, -1]
+    return (cumulative <= points[:, None]).sum(axis=1)
+
+
+class SelfPlay:
+    """Steps a vector environment with next-step autoreset (Gymnasium 1.x).
+
+    After an episode ends, the environment shows its last observation once more before it resets, and ignores the
+    action. That visit is not a wasted step: the search made there is the bootstrap value of a truncated episode.
+    """
+
+    def __init__(
+        self, env: gym.vector.VectorEnv[Any, Any, Any], planner: Planner, config: AgentConfig, *, seed: int
+    ) -> None:
+        self.env = env
+        self.planner = planner
+        self.config = config
+        self.rng = np.random.default_rng(seed)
+        self.actions = action_count(env.single_action_space)
+        self.env_steps = 0
+        self.returns: list[float] = []  # of episodes finished since last taken
+        self.reset(seed)
+
+    def reset(self, seed: int) -> None:
+        """Start new episodes everywhere."""
+        observation, infos = self.env.reset(seed=seed)
+        rows = self.env.num_envs
+        self.observations = as_observations(observation)
+        self.mask = action_masks(infos, rows, self.actions)
+        self.finished = np.zeros(rows, dtype=bool)
+        self.episode_return = np.zeros(rows, dtype=np.float64)
+
+    def step(self) -> Record:
+        """Search, act, and return what happened as one record per row."""
+        rows = self.env.num_envs
+        seeds = self.rng.integers(0, 2**63, size=rows, dtype=np.uint64)
+        result, _ = self.planner.plan(self.observations, action_mask=self.mask, seeds=seeds, explore=True)
+        action = self._explore(result)
+        observation, reward, terminated, truncated, infos = self.env.step(action)
+        record = Record(
+            observations=self.observations,
+            action=action,
+            reward=np.asarray(reward, np.float32),
+            terminated=np.asarray(terminated, bool),
+            has_transition=~self.finished,
+            action_mask=self.mask,
+            policy=result.action_weights,
+            root_value=result.root_value,
+        )
+        self.env_steps += int(record.has_transition.sum())
+        self.episode_return = np.where(self.finished, 0.0, self.episode_return + np.asarray(reward))
+        self.observations = as_observations(observation)
+        self.mask = action_masks(infos, rows, self.actions)
+        self.finished = np.asarray(terminated | truncated, bool)
+        self.returns += self.episode_return[self.finished].tolist()
+        return record
+
+    def take_returns(self) -> list[float]:
+        """Returns of the episodes finished since the last call."""
+        taken, self.returns = self.returns, []
+        return taken
+
+    def _explore(self, result: SearchResult) -> NDArray[np.int64]:
+        if self.config.search.root == "gumbel":
+            return result.action.astype(np.int64)  # the Gumbel noise of the root has explored already
+        return sample_by_visits(result.visits, temperature(self.env_steps, self.config), self.rng)

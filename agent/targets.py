@@ -1,0 +1,94 @@
+"""Value targets from stored experience, as pure functions on arrays.
+
+Legend: S sampled sequences, M stored records read from each start, K unroll.
+
+A record is one visited observation: its search value, and the reward and flags of the transition that *left* it.
+An episode's last observation is a record without a transition. So is the newest record of an episode that is still
+being played: what comes after it is not known yet, and it serves as the bootstrap.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Flags = NDArray[np.bool_]
+
+
+def reachable(has_transition: Flags) -> Flags:
+    """Which records belong to the same episode as the first one.
+
+    has_transition: [S, M] the record was left by a stored transition. Returns [S, M].
+    """
+    reach = np.ones_like(has_transition)
+    np.logical_and.accumulate(has_transition[:, :-1], axis=1, out=reach[:, 1:])
+    return reach
+
+
+def n_step_returns(
+    rewards: Floats,
+    root_values: Floats,
+    has_transition: Flags,
+    terminated: Flags,
+    *,
+    discount: float,
+    n_step: int,
+    count: int,
+) -> Floats:
+    """Bootstrapped n-step returns of the first `count` records, MuZero eq. (5).
+
+    z_k = Σ_{i<n} γ^i r_{k+i} + γ^n ν_{k+n}. A sum that meets the end of its episode stops there: it bootstraps from
+    the last observation's value if the episode was truncated (the end of the data is not bankruptcy), and from
+    nothing if it terminated.
+
+    rewards:        [S, M] reward received on *leaving* the record.
+    root_values:    [S, M] search value at the record.
+    has_transition: [S, M] the record was left by a stored transition.
+    terminated:     [S, M] that transition ended the episode for good.
+    M must be at least count + n_step. Returns [S, count].
+    """
+    _require_length(rewards, count + n_step)
+    target = np.zeros((len(rewards), count), dtype=np.float64)
+    weight = np.ones_like(target)
+    running = np.ones_like(target, dtype=bool)
+    for i in range(n_step):
+        here = slice(i, i + count)
+        stopped = running & ~has_transition[:, here]
+        target += np.where(stopped, weight * root_values[:, here], 0.0)
+        running &= has_transition[:, here]
+        target += np.where(running, weight * rewards[:, here], 0.0)
+        weight *= discount
+        running &= ~terminated[:, here]
+    target += np.where(running, weight * root_values[:, n_step : n_step + count], 0.0)
+    return target.astype(np.float32)
+
+
+def td_lambda_returns(
+    rewards: Floats,
+    root_values: Floats,
+    has_transition: Flags,
+    terminated: Flags,
+    *,
+    discount: float,
+    n_step: int,
+    td_lambda: float,
+    count: int,
+) -> Floats:
+    """λ-returns over a horizon of n steps (Sutton & Barto 2018, eq. 12.18), with the same ends as `n_step_returns`.
+
+    G_k = r_k + γ((1−λ) ν_{k+1} + λ G_{k+1}), and G = ν at the horizon. λ = 1 is the n-step return.
+    Shapes as in `n_step_returns`.
+    """
+    _require_length(rewards, count + n_step)
+    target = root_values[:, n_step : n_step + count].astype(np.float64)
+    for i in reversed(range(n_step)):
+        here, after = slice(i, i + count), slice(i + 1, i + 1 + count)
+        # At the horizon (i = n−1) `target` is ν of the next record, so the mixture is that value itself.
+        future = (1.0 - td_lambda) * root_values[:, after] + td_lambda * target
+        future = np.where(terminated[:, here], 0.0, future)
+        target = np.where(has_transition[:, here], rewards[:, here] + discount * future, root_values[:, here])
+    return target.astype(np.float32)
+
+
+def _require_length(rewards: Floats, needed: int) -> None:
+    if rewards.shape[1] < needed:
+        raise ValueError(f"targets need {needed} records per sequence; found {rewards.shape[1]}")

@@ -1,0 +1,372 @@
+"""Training in one process: self-play, learning, evaluation, checkpoints.
+
+The schedule counts environment steps and updates, never seconds, so a run is a function of its configuration and
+seed: interrupted and resumed it draws the same curve. `minutes` only decides when to pause.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from agent.checkpoint import (
+    CheckpointError,
+    CheckpointMetadata,
+    CodeMeaning,
+    Counters,
+    TrainingState,
+    load_training_arrays,
+    read_metadata,
+    save_checkpoint,
+)
+from agent.checkpoint import load_model as load_checkpoint_model
+from agent.config import AgentConfig
+from agent.evaluation import Evaluation, evaluate
+from agent.learner import Learner
+from agent.networks.model import StochasticMuZero
+from agent.planner import Decode, Planner
+from agent.policy import Observations
+from agent.reanalyse import reanalyse
+from agent.replay import Replay
+from agent.self_play import SelfPlay
+from agent.spaces import action_count, as_observations, stored_entries
+
+VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
+
+
+class EnvFactory(Protocol):
+    """Makes the vector environments of a run. Environments need next-step autoreset (Gymnasium 1.x)."""
+
+    def train(self, num_envs: int, seed: int) -> VectorEnv:
+        """Where experience is gathered."""
+
+    def validation(self, num_envs: int, seed: int) -> VectorEnv:
+        """Where the best checkpoint is chosen: data the training environments never show."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A vector environment whose position can be saved, so that a resumed run continues mid-episode."""
+
+    def get_state(self) -> dict[str, NDArray[np.generic]]: ...
+
+    def set_state(self, state: dict[str, NDArray[np.generic]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What a run is, apart from the agent's own configuration.
+
+    directory:    where everything goes; `checkpoints/latest` in it is what a resume starts from.
+    seed:         of everything random.
+    minutes:      pause after this many minutes of wall-clock; None runs to the end of the step budget.
+    code_version: written into checkpoints.
+    """
+
+    directory: Path
+    seed: int
+    code_version: str
+    minutes: float | None = None
+    experiment: dict[str, Any] = field(default_factory=dict)
+    feature_fingerprint: str | None = None
+    data_fingerprint: str | None = None
+    code_statistics: Callable[[StochasticMuZero], list[CodeMeaning]] | None = None
+
+
+def decoder(env: VectorEnv) -> Decode | None:
+    """How the environment's observations become the real ones; None when they already are."""
+    decode = getattr(env, "decode", None) if env_offers_decode(env) else None
+    return cast(Decode | None, decode)
+
+
+def env_offers_decode(env: VectorEnv) -> bool:
+    """Whether the environment hands out indices and a `decode` that gathers what they stand for."""
+    return callable(getattr(env, "decode", None))
+
+
+class Trainer:
+    """One training run. `run` returns when the budget is spent or the minutes are over."""
+
+    def __init__(self, config: AgentConfig, envs: EnvFactory, settings: RunSettings) -> None:
+        if config.learner.threads:
+            torch.set_num_threads(config.learner.threads)
+        torch.manual_seed(settings.seed)
+        self.config = config
+        self.settings = settings
+        self.console = Console(stderr=True)
+        seeds = np.random.SeedSequence(settings.seed).generate_state(4)
+        env = envs.train(config.self_play.num_envs, int(seeds[0]))
+        self.validation = envs.validation(config.training.evaluation_episodes, int(seeds[1]))
+        self.validation_seed = int(seeds[1])
+        self.reset_seed = int(seeds[0])
+        decode = decoder(env)
+        first, _ = env.reset(seed=int(seeds[0]))
+        real: Observations = as_observations(first)
+        if decode is not None:
+            real = decode(real)
+        shapes = {name: entry.shape[1:] for name, entry in real.items()}
+        actions = action_count(env.single_action_space)
+        self.model = StochasticMuZero(shapes, actions, config.network)
+        self.learner = Learner(
+            self.model, config.learner, decode=decode or (lambda entries: entries), device=torch.device("cpu")
+        )
+        self.planner = Planner(self.model, config.search, decode=decode)
+        self.validation_planner = Planner(self.model, config.search, decode=decoder(self.validation))
+        self.actor = SelfPlay(env, self.planner, config, seed=int(seeds[2]))
+        self.replay = Replay(
+            config.replay,
+            rows=config.self_play.num_envs,
+            actions=actions,
+            observations=stored_entries(env.single_observation_space),
+            discount=config.discount,
+        )
+        self.rng = np.random.default_rng(int(seeds[3]))
+        self.owed = 0.0  # updates that the replay ratio allows and that have not been made yet
+        self.best_score: float | None = None
+        self.seconds = 0.0
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.settings.directory / "checkpoints"
+
+    def resume(self, path: Path | None = None) -> None:
+        """Continue from a resumable checkpoint (default: the run's latest). Raises CheckpointError."""
+        path = path or self.checkpoints / "latest"
+        metadata = read_metadata(path)
+        if metadata.agent != self.config:
+            changed = _changed_fields(metadata.agent.model_dump(), self.config.model_dump())
+            raise CheckpointError(
+                f"{path}: was trained with another agent configuration (differs in {', '.join(changed)}). "
+                f"Resume with the run's own config.resolved.yaml, or start a new run"
+            )
+        self.model.load_state_dict(load_checkpoint_model(path, metadata).state_dict())
+        arrays = load_training_arrays(path)
+        state = metadata.state
+        self._load_optimiser(arrays)
+        self.replay.set_state(_under(arrays, "replay."))
+        torch.set_rng_state(torch.from_numpy(arrays["torch_rng"].copy()))
+        self.rng.bit_generator.state = state["rng"]
+        self.actor.rng.bit_generator.state = state["actor_rng"]
+        self.actor.env_steps = metadata.counters.env_steps
+        self.learner.updates = metadata.counters.updates
+        self.seconds = metadata.counters.seconds
+        self.owed = state["owed"]
+        self.best_score = state["best_score"]
+        if isinstance(self.actor.env, Resumable):
+            self.actor.env.set_state(_under(arrays, "env."))
+            self.actor.observations = _under(arrays, "actor.observation.")
+            self.actor.mask = arrays["actor.mask"].astype(bool)
+            self.actor.finished = arrays["actor.finished"].astype(bool)
+            self.actor.episode_return = arrays["actor.episode_return"].astype(np.float64)
+        else:
+            self.actor.reset(state["reset_seed"])
+        self.actor.returns = [float(value) for value in state["returns"]]
+        self._sums, self._count = dict(state["diagnostic_sums"]), state["diagnostic_count"]
+        self.planner.refresh()
+        self._cut_metrics()
+
+    def run(self) -> Evaluation | None:
+        """Train. Returns the last evaluation made, None if there was none."""
+        training, learning = self.config.training, self.config.learner
+        started = time.monotonic()
+        before = self.seconds
+        last: Evaluation | None = None
+        self.settings.directory.mkdir(parents=True, exist_ok=True)
+        with (
+            SummaryWriter(  # type: ignore[no-untyped-call]
+                str(self.settings.directory / "tensorboard"), purge_step=self.actor.env_steps
+            ) as board,
+            self._progress() as progress,
+        ):
+            bar = progress.add_task("training", total=training.env_steps, completed=self.actor.env_steps)
+            while self.actor.env_steps < training.env_steps:
+                self.replay.add(self.actor.step())
+                progress.update(bar, completed=self.actor.env_steps)
+                if self.replay.steps < self.config.replay.min_steps:
+                    continue
+                self.owed += self.config.self_play.num_envs * learning.updates_per_env_step
+                due = int(self.owed)
+                self.owed -= due
+                first = self.learner.updates
+                for _ in range(due):
+                    self._learn()
+                if due:
+                    self.planner.refresh()
+                self.seconds = before + time.monotonic() - started
+                if _crossed(first, self.learner.updates, training.evaluate_every):
+                    last = self._evaluate(board)
+                if _crossed(first, self.learner.updates, training.checkpoint_every):
+                    self._save_latest()
+                if self.settings.minutes is not None and self.seconds - before > 60 * self.settings.minutes:
+                    break
+            self.seconds = before + time.monotonic() - started
+            if self._count:  # learnt something since the last look
+                last = self._evaluate(board)
+                self._save_latest()
+        return last
+
+    def _learn(self) -> None:
+        batch = self.replay.sample(self.config.learner.batch_size, self.config.learner.unroll, self.rng)
+        diagnostics, error = self.learner.update(batch)
+        self.replay.set_priorities(batch, error)
+        count = round(self.config.replay.reanalyse_ratio * self.config.learner.batch_size)
+        if count:
+            self.planner.refresh()
+            reanalyse(self.replay, self.planner, count, self.rng)
+        for name, value in diagnostics.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._count += 1
+
+    def _evaluate(self, board: SummaryWriter) -> Evaluation:
+        self.validation_planner.refresh()
+        result = evaluate(self.validation, self.validation_planner, seed=self.validation_seed)
+        row: dict[str, Any] = {
+            "env_steps": self.actor.env_steps,
+            "updates": self.learner.updates,
+            "seconds": round(self.seconds, 3),
+            "score": result.score,
+            "score_standard_error": result.standard_error,
+            "action_share": [round(float(share), 4) for share in result.action_share],
+        }
+        returns = self.actor.take_returns()
+        row["self_play_return"] = float(np.mean(returns)) if returns else None
+        row |= {name: total / self._count for name, total in self._sums.items()}
+        self._sums, self._count = {}, 0
+        with (self.settings.directory / "metrics.jsonl").open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                board.add_scalar(name, value, self.actor.env_steps)  # type: ignore[no-untyped-call]
+        best = self.best_score is None or result.score > self.best_score
+        if best:
+            self.best_score = result.score
+            save_checkpoint(self.checkpoints, "best", self.model, self._metadata(result.score, final=True), keep=2)
+        self.console.print(
+            f"[dim]{self.seconds:7.1f}s[/] steps {self.actor.env_steps:>8,}  updates {self.learner.updates:>6,}  "
+            f"score {result.score:+.4f} ± {result.standard_error:.4f}  loss {row.get('loss/total', float('nan')):.3f}"
+            f"  codes {row.get('model/code_perplexity', float('nan')):.1f}{'  [green]best[/]' if best else ''}",
+            highlight=False,
+        )
+        return result
+
+    def _save_latest(self) -> None:
+        arrays: dict[str, NDArray[np.generic]] = {"torch_rng": torch.get_rng_state().numpy()}
+        arrays |= {f"replay.{name}": array for name, array in self.replay.get_state().items()}
+        arrays |= self._optimiser_arrays()
+        bookkeeping: dict[str, Any] = {
+            "rng": self.rng.bit_generator.state,
+            "actor_rng": self.actor.rng.bit_generator.state,
+            "owed": self.owed,
+            "best_score": self.best_score,
+            "returns": list(self.actor.returns),
+            "diagnostic_sums": self._sums,
+            "diagnostic_count": self._count,
+        }
+        if isinstance(self.actor.env, Resumable):
+            arrays |= {f"env.{name}": np.asarray(array) for name, array in self.actor.env.get_state().items()}
+            arrays |= {f"actor.observation.{k}": np.asarray(v) for k, v in self.actor.observations.items()}
+            arrays |= {
+                "actor.mask": self.actor.mask,
+                "actor.finished": self.actor.finished,
+                "actor.episode_return": self.actor.episode_return,
+            }
+        else:
+            # An environment that cannot say where it stands starts anew here, in this run as in a resumed one.
+            self.replay.cut()
+            arrays["replay.has_transition"] = self.replay.get_state()["has_transition"]
+            bookkeeping["reset_seed"] = self.reset_seed + self.learner.updates
+            self.actor.reset(bookkeeping["reset_seed"])
+        save_checkpoint(
+            self.checkpoints,
+            "latest",
+            self.model,
+            self._metadata(self.best_score, final=False),
+            TrainingState(arrays, bookkeeping),
+        )
+
+    def _metadata(self, score: float | None, *, final: bool) -> CheckpointMetadata:
+        """final: for use, so the meaning of the codes is worked out too."""
+        settings = self.settings
+        statistics = settings.code_statistics(self.model) if final and settings.code_statistics else []
+        return CheckpointMetadata(
+            code_version=settings.code_version,
+            agent=self.config,
+            observation_shapes=self.model.shapes,
+            actions=self.model.actions,
+            counters=Counters(
+                env_steps=self.actor.env_steps, updates=self.learner.updates, seconds=round(self.seconds, 3)
+            ),
+            score=score,
+            experiment=settings.experiment,
+            feature_fingerprint=settings.feature_fingerprint,
+            data_fingerprint=settings.data_fingerprint,
+            code_statistics=statistics,
+        )
+
+    def _optimiser_arrays(self) -> dict[str, NDArray[np.generic]]:
+        state = self.learner.optimiser.state_dict()["state"]
+        return {
+            f"optimiser.{index}.{name}": value.detach().cpu().numpy()
+            for index, entry in state.items()
+            for name, value in entry.items()
+        }
+
+    def _load_optimiser(self, arrays: dict[str, NDArray[np.generic]]) -> None:
+        state: dict[int, dict[str, torch.Tensor]] = {}
+        for key, array in _under(arrays, "optimiser.").items():
+            index, name = key.split(".", 1)
+            state.setdefault(int(index), {})[name] = torch.from_numpy(array.copy())
+        groups = self.learner.optimiser.state_dict()["param_groups"]
+        self.learner.optimiser.load_state_dict({"state": state, "param_groups": groups})
+
+    def _cut_metrics(self) -> None:
+        """Drop curve points from after the checkpoint: the resumed run draws them again."""
+        path = self.settings.directory / "metrics.jsonl"
+        if path.exists():
+            rows = [line for line in path.read_text().splitlines() if line.endswith("}")]
+            kept = [line for line in rows if json.loads(line)["updates"] <= self.learner.updates]
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(line + "\n" for line in kept))
+            temporary.replace(path)
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} env steps"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+
+
+def _crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return after // every > before // every
+
+
+def _under(arrays: dict[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
+    return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _changed_fields(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    changed = []
+    for name, value in after.items():
+        if isinstance(value, dict) and isinstance(before.get(name), dict):
+            changed += _changed_fields(before[name], value, f"{prefix}{name}.")
+        elif before.get(name) != value:
+            changed.append(f"{prefix}{name}")
+    return changed
