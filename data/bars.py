@@ -59,13 +59,9 @@ class Bars:
             object.__setattr__(self, name, _frozen_column(getattr(self, name), np.float64, name))
         lengths = {name: len(getattr(self, name)) for name in COLUMNS}
         if len(set(lengths.values())) != 1:
-            raise DataQualityError(
-                f"{self.symbol}: columns of different lengths {lengths}; one row is one bar."
-            )
+            raise DataQualityError(f"{self.symbol}: columns of different lengths {lengths}; one row is one bar.")
         raise_violations(
-            find_violations(
-                self.timeframe, self.timestamp, self.open, self.high, self.low, self.close, self.volume
-            ),
+            find_violations(self.timeframe, self.timestamp, self.open, self.high, self.low, self.close, self.volume),
             subject=f"{self.symbol} {self.timeframe}",
         )
 
@@ -73,9 +69,7 @@ class Bars:
         return len(self.timestamp)
 
     def __repr__(self) -> str:
-        span = (
-            f"{format_time(self.timestamp[0])} .. {format_time(self.timestamp[-1])}" if len(self) else "empty"
-        )
+        span = f"{format_time(self.timestamp[0])} .. {format_time(self.timestamp[-1])}" if len(self) else "empty"
         return f"Bars({self.symbol} {self.timeframe} {self.venue}, {len(self)} bars, {span})"
 
     def __eq__(self, other: object) -> bool:
@@ -102,9 +96,7 @@ class Bars:
     def slice(self, start: int | None, stop: int | None) -> Bars:
         """Rows [start, stop), with Python's meaning of None and negative numbers. Shares memory."""
         rows = slice(start, stop)
-        return _trusted(
-            self.symbol, self.timeframe, self.venue, {name: getattr(self, name)[rows] for name in COLUMNS}
-        )
+        return _trusted(self.symbol, self.timeframe, self.venue, {name: getattr(self, name)[rows] for name in COLUMNS})
 
     def between(self, start: str | int | None = None, end: str | int | None = None) -> Bars:
         """Bars that open in [start, end). Each end is an ISO 8601 date or date-time (UTC unless it carries an
@@ -160,15 +152,11 @@ def epoch_milliseconds(times: pd.Series | pd.Index) -> Times:
     index = pd.DatetimeIndex(times)
     index = index.tz_localize("UTC") if index.tz is None else index.tz_convert("UTC")
     if index.hasnans:
-        raise DataQualityError(
-            f"row {int(np.argmax(index.isna()))} has no timestamp; every bar needs its open time."
-        )
+        raise DataQualityError(f"row {int(np.argmax(index.isna()))} has no timestamp; every bar needs its open time.")
     milliseconds = index.as_unit("ms")
     if not (milliseconds == index).all():
         row = int(np.argmin(milliseconds == index))
-        raise DataQualityError(
-            f"row {row} opens at {index[row]}, a fraction of a millisecond; bars open on a grid."
-        )
+        raise DataQualityError(f"row {row} opens at {index[row]}, a fraction of a millisecond; bars open on a grid.")
     return milliseconds.asi8.copy()
 
 

@@ -102,7 +102,8 @@ def find_violations(
             row = int(np.argmax(rows))
             detail = (
                 f"{format_time(int(timestamp[row]))}: "
-                f"open {open[row]:g}, high {high[row]:g}, low {low[row]:g}, close {close[row]:g}, volume {volume[row]:g}"
+                f"open {open[row]:g}, high {high[row]:g}, low {low[row]:g}, close {close[row]:g}, "
+                f"volume {volume[row]:g}"
             )
             violations.append(Violation(rule, count, row, detail))
     return violations
@@ -180,9 +181,7 @@ class QualityScan:
         self._largest_at: int | None = None
         self._violations: dict[str, Violation] = {}
 
-    def add(
-        self, timestamp: Times, open: Floats, high: Floats, low: Floats, close: Floats, volume: Floats
-    ) -> None:
+    def add(self, timestamp: Times, open: Floats, high: Floats, low: Floats, close: Floats, volume: Floats) -> None:
         """Take in the next block; columns [N], `timestamp` in epoch ms."""
         if len(timestamp) == 0:
             return
