@@ -1,0 +1,218 @@
+"""python -m agent: train, evaluate, inspect.
+
+Here the agent meets the market: this file wires what the packages themselves keep apart.
+"""
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from agent.checkpoint import CheckpointError, load_policy, read_metadata
+from agent.evaluation import evaluate as evaluate_policy
+from agent.planner import Planner
+from agent.train import RunSettings, Trainer, decoder
+from configs.environments import MarketEnvs
+from configs.experiment import Experiment, ExperimentError, load_experiment, parse_experiment
+from configs.version import code_version
+from data.commandline import JsonOption, make_app, print_json, run
+
+RUNS = Path("var/runs")
+
+app = make_app("Train Stochastic MuZero agents and look into them.")
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="experiment YAML; not needed with --resume")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override, KEY=VALUE; repeatable")] = None,
+    resume: Annotated[str | None, typer.Option(help="continue this run (its name or directory)")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="pause after this many minutes")] = None,
+    run_name: Annotated[str | None, typer.Option("--run", help="name of the run; default: experiment and time")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="replace a run of the same name")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Train an agent on historical bars.
+
+    Example: python -m agent train configs/btc_1h.yaml --set agent.search.simulations=32 --minutes 30
+    """
+    if resume is not None:
+        directory = _run_directory(resume)
+        experiment = _resumed_experiment(directory, config, set_ or [])
+    elif config is None:
+        raise ExperimentError("train: expected an experiment YAML or --resume RUN; try configs/sp500_1d.yaml")
+    else:
+        experiment = load_experiment(config, set_ or [])
+        directory = RUNS / (run_name or f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        _make_run_directory(directory, experiment, fresh=fresh)
+    envs = MarketEnvs(experiment)
+    settings = RunSettings(
+        directory=directory,
+        seed=experiment.seed,
+        code_version=code_version(),
+        minutes=minutes,
+        experiment=experiment.dump(),
+        feature_fingerprint=experiment.feature_set.fingerprint,
+        data_fingerprint=envs.data_fingerprint,
+        code_statistics=envs.code_statistics,
+    )
+    trainer = Trainer(experiment.agent, envs, settings)
+    if resume is not None:
+        trainer.resume()
+    result = trainer.run()
+    best = directory / "checkpoints" / "best"
+    summary = {
+        "run": str(directory),
+        "best": str(best),
+        "best_score": trainer.best_score,
+        "last_score": None if result is None else result.score,
+        "env_steps": trainer.actor.env_steps,
+        "updates": trainer.learner.updates,
+        "seconds": round(trainer.seconds, 1),
+        "finished": trainer.actor.env_steps >= experiment.agent.training.env_steps,
+    }
+    if json_output:
+        print_json(summary)
+        return
+    console = Console()
+    console.print(f"run      {directory}", highlight=False)
+    console.print(f"best     {best}  (validation return {trainer.best_score})", highlight=False)
+    if not summary["finished"]:
+        console.print(f"continue python -m agent train --resume {directory}", highlight=False)
+    console.print(f"curves   tensorboard --logdir {directory / 'tensorboard'}", highlight=False)
+    console.print(f"backtest python -m backtest run --checkpoint {best}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint directory")],
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "validation",
+    episodes: Annotated[int, typer.Option(min=1, help="episodes, each with its own random fills")] = 8,
+    simulations: Annotated[int | None, typer.Option(min=0, help="search budget; 0 acts by the prior")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Play greedy episodes on a split and report the return (in units of the reward: percent log return).
+
+    Example: python -m agent evaluate var/runs/demo/checkpoints/best --simulations 0
+    """
+    metadata = read_metadata(checkpoint)
+    experiment = parse_experiment(metadata.experiment, str(checkpoint))
+    if split not in ("train", "validation", "test"):
+        raise ExperimentError(f"--split {split}: expected train, validation or test")
+    env = MarketEnvs(experiment).evaluation(split, episodes, seed)
+    planner = Planner(load_policy(checkpoint).model, metadata.agent.search, decode=decoder(env))
+    result = evaluate_policy(env, planner, seed=seed, simulations=simulations)
+    row = {
+        "checkpoint": str(checkpoint),
+        "split": split,
+        "episodes": episodes,
+        "simulations": metadata.agent.search.simulations if simulations is None else simulations,
+        "score": result.score,
+        "standard_error": result.standard_error,
+        "mean_length": float(result.lengths.mean()),
+        "action_share": [round(float(share), 4) for share in result.action_share],
+    }
+    if json_output:
+        print_json(row)
+    else:
+        _print_rows(f"{split}: return per episode", row)
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="checkpoint directory")],
+    json_output: JsonOption = False,
+) -> None:
+    """Show what a checkpoint is: parameters, how far it was trained, what its chance codes have meant.
+
+    Example: python -m agent inspect var/runs/demo/checkpoints/best
+    """
+    policy = load_policy(checkpoint)
+    metadata = policy.metadata
+    parameters = {
+        name: sum(p.numel() for p in part.parameters())
+        for name, part in (
+            ("representation", policy.model.representation),
+            ("core", policy.model.core),
+            ("encoder", policy.model.encoder),
+        )
+    }
+    if json_output:
+        print_json(
+            {"parameters": parameters, "metadata": metadata.model_dump(mode="json", exclude={"state", "experiment"})}
+        )
+        return
+    _print_rows(
+        str(checkpoint),
+        {
+            "experiment": metadata.experiment.get("name", "unknown"),
+            "code version": metadata.code_version,
+            "env steps": f"{metadata.counters.env_steps:,}",
+            "updates": f"{metadata.counters.updates:,}",
+            "seconds": f"{metadata.counters.seconds:,.0f}",
+            "validation return": metadata.score,
+            **{f"parameters, {name}": f"{count:,}" for name, count in parameters.items()},
+        },
+    )
+    table = Table(title="what each chance code has meant (next-bar log return)", title_justify="left")
+    for heading in ("code", "share", "mean", "5%", "50%", "95%"):
+        table.add_column(heading, justify="right")
+    total = sum(code.count for code in metadata.code_statistics)
+    for code in sorted(metadata.code_statistics, key=lambda code: -code.count):
+        quantiles = [f"{code.quantiles[q]:+.3%}" for q in ("0.05", "0.5", "0.95")]
+        table.add_row(str(code.code), f"{code.count / total:.1%}", f"{code.mean:+.3%}", *quantiles)
+    Console().print(table)
+
+
+def _run_directory(name: str) -> Path:
+    for candidate in (Path(name), RUNS / name):
+        if (candidate / "config.resolved.yaml").is_file():
+            return candidate
+    known = ", ".join(sorted(path.name for path in RUNS.glob("*") if path.is_dir())) or "none"
+    raise CheckpointError(f"--resume {name}: expected a run directory or name, found none. Runs in {RUNS}: {known}")
+
+
+def _resumed_experiment(directory: Path, config: Path | None, overrides: list[str]) -> Experiment:
+    """The run's own experiment. Another one would silently make it a different run, so it is refused."""
+    if config is not None or overrides:
+        given = load_experiment(config, overrides) if config is not None else None
+        saved = load_experiment(directory / "config.resolved.yaml")
+        if overrides or given != saved:
+            raise ExperimentError(
+                f"--resume {directory}: a run continues with the configuration it began with. Leave out CONFIG "
+                f"and --set, or start a new run"
+            )
+    return load_experiment(directory / "config.resolved.yaml")
+
+
+def _make_run_directory(directory: Path, experiment: Experiment, *, fresh: bool) -> None:
+    if directory.exists():
+        if not fresh:
+            raise ExperimentError(
+                f"run {directory} exists. Continue it with --resume {directory}, replace it with --fresh, or "
+                f"choose another --run NAME"
+            )
+        if not (directory / "config.resolved.yaml").is_file():
+            raise ExperimentError(f"--fresh: {directory} is not a run (no config.resolved.yaml); nothing was removed")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True)
+    (directory / "config.resolved.yaml").write_text(yaml.safe_dump(experiment.dump(), sort_keys=False))
+
+
+def _print_rows(title: str, rows: dict[str, object]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    run(app, "python -m agent")

@@ -1,0 +1,106 @@
+"""Guard 6: the chance encoder learns from reward, value and policy, and from nothing that would make it lie."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from agent.config import NetworkConfig
+from agent.losses import LossTerms, TrainingBatch, unroll_losses
+from agent.networks.model import StochasticMuZero
+
+SHAPES = {"window": (6, 3), "account": (4,)}
+UNROLL, SEQUENCES, ACTIONS = 3, 16, 3
+
+
+@pytest.fixture
+def model() -> StochasticMuZero:
+    torch.manual_seed(0)
+    model = StochasticMuZero(
+        SHAPES, ACTIONS, NetworkConfig(width=32, encoder_width=16, latent=16, hidden=32, codes=4, support_atoms=11)
+    )
+    # Heads start at zero, where no gradient passes to what is below them; training leaves that point at once.
+    for head in (model.core.chance_head, model.core.q_head, model.core.reward_head, model.core.policy_head):
+        torch.nn.init.normal_(head.weight, std=0.3)
+    torch.nn.init.normal_(model.core.value_head.weight, std=0.3)
+    return model
+
+
+@pytest.fixture
+def batch() -> TrainingBatch:
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    return TrainingBatch(
+        observations={name: normal(SEQUENCES, UNROLL + 1, *shape) for name, shape in SHAPES.items()},
+        action=torch.randint(ACTIONS, (SEQUENCES, UNROLL), generator=generator),
+        reward=normal(SEQUENCES, UNROLL),
+        policy=normal(SEQUENCES, UNROLL + 1, ACTIONS).softmax(-1),
+        value=normal(SEQUENCES, UNROLL + 1),
+        state_mask=torch.ones(SEQUENCES, UNROLL + 1, dtype=torch.bool),
+        step_mask=torch.ones(SEQUENCES, UNROLL, dtype=torch.bool),
+        weight=torch.ones(SEQUENCES),
+    )
+
+
+def _encoder_gradient(model: StochasticMuZero, batch: TrainingBatch, term: Callable[[LossTerms], Tensor]) -> float:
+    model.zero_grad()
+    terms, _ = unroll_losses(model, batch)
+    term(terms).backward()
+    return sum(float(p.grad.abs().sum()) for p in model.encoder.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("term", ["reward", "value", "policy", "q", "commitment"])
+def test_the_encoder_learns_from(term: str, model: StochasticMuZero, batch: TrainingBatch) -> None:
+    assert _encoder_gradient(model, batch, lambda terms: terms.items()[term]) > 1e-6
+
+
+def test_the_encoder_learns_nothing_from_the_chance_loss(model: StochasticMuZero, batch: TrainingBatch) -> None:
+    assert _encoder_gradient(model, batch, lambda terms: terms.chance) == 0.0
+
+
+def test_the_chance_loss_teaches_the_chance_head_and_the_representation(
+    model: StochasticMuZero, batch: TrainingBatch
+) -> None:
+    terms, _ = unroll_losses(model, batch)
+    terms.chance.backward()
+    for part in (model.core.chance_head, model.core.afterstate_block, model.representation):
+        assert sum(float(p.grad.abs().sum()) for p in part.parameters() if p.grad is not None) > 1e-6
+
+
+def test_every_parameter_gets_gradient_from_the_total(model: StochasticMuZero, batch: TrainingBatch) -> None:
+    terms, _ = unroll_losses(model, batch)
+    (terms.policy + terms.value + terms.q + terms.chance + terms.reward + terms.commitment).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not bool(p.grad.abs().sum() > 0)]
+    assert without == []
+
+
+def test_the_code_fed_to_the_dynamics_is_one_hot(model: StochasticMuZero, batch: TrainingBatch) -> None:
+    first = {name: entry[:, 0] for name, entry in batch.observations.items()}
+    second = {name: entry[:, 1] for name, entry in batch.observations.items()}
+    code = model.encode(first, second)
+    torch.testing.assert_close(code.straight_through, code.one_hot)
+    assert set(code.one_hot.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(code.one_hot.sum(-1), torch.ones(SEQUENCES))
+
+
+def test_masked_steps_change_nothing(model: StochasticMuZero, batch: TrainingBatch) -> None:
+    state_mask, step_mask = batch.state_mask.clone(), batch.step_mask.clone()
+    state_mask[:, 2:], step_mask[:, 1:] = False, False
+
+    def masked(reward: Tensor, value: Tensor) -> LossTerms:
+        return unroll_losses(
+            model,
+            TrainingBatch(
+                batch.observations, batch.action, reward, batch.policy, value, state_mask, step_mask, batch.weight
+            ),
+        )[0]
+
+    garbage_reward, garbage_value = batch.reward.clone(), batch.value.clone()
+    garbage_reward[:, 1:], garbage_value[:, 2:] = 40.0, -40.0
+    before, after = masked(batch.reward, batch.value), masked(garbage_reward, garbage_value)
+    for name, value in before.items().items():
+        assert value.item() == after.items()[name].item(), name

@@ -1,0 +1,91 @@
+"""Every backbone reads what it is given, with layers of their own."""
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from agent.config import NetworkConfig
+from agent.networks.core import minmax
+from agent.networks.model import StochasticMuZero
+from agent.networks.representation import Backbone, Representation
+
+SHAPES = {"window": (16, 3), "account": (4,)}
+
+
+def _observations(batch: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(batch, *shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def _representation(backbone: Backbone) -> Representation:
+    torch.manual_seed(1)
+    return Representation(SHAPES, backbone=backbone, width=64, depth=2, latent=32)
+
+
+@pytest.mark.parametrize("backbone", get_args(Backbone))
+def test_latents_fill_the_unit_range(backbone: Backbone) -> None:
+    latent = _representation(backbone)(_observations(5))
+    assert latent.shape == (5, 32)
+    assert float(latent.min()) == 0.0
+    assert float(latent.max()) == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize("backbone", get_args(Backbone))
+def test_changing_one_layer_changes_the_output_and_no_other_layer(backbone: Backbone) -> None:
+    """A list of one layer repeated would pass a shape test; here each parameter must be its own and must matter."""
+    representation = _representation(backbone)
+    observations = _observations(4)
+    before = representation(observations).detach().clone()
+    names = [name for name, _ in representation.named_parameters()]
+    assert len({p.data_ptr() for p in representation.parameters()}) == len(names)
+    for name, parameter in representation.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+        changed = not torch.equal(representation(observations), before)
+        with torch.no_grad():
+            parameter.copy_(kept)
+        # Attention ignores a shift of all keys: softmax is invariant to it. That is the one exception.
+        if not name.endswith("in_proj_bias"):
+            assert changed, name
+    torch.testing.assert_close(representation(observations), before)
+
+
+@pytest.mark.parametrize("backbone", get_args(Backbone))
+def test_every_bar_of_the_window_matters(backbone: Backbone) -> None:
+    representation = _representation(backbone)
+    observations = _observations(2)
+    observations["window"].requires_grad_(True)
+    representation(observations).square().sum().backward()
+    gradient = observations["window"].grad
+    assert gradient is not None
+    assert bool((gradient.abs().sum(-1) > 0).all())
+
+
+def test_minmax_of_a_constant_row_is_finite() -> None:
+    assert torch.equal(minmax(torch.full((2, 8), 3.0)), torch.zeros(2, 8))
+
+
+def test_export_gives_the_compiled_search_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    model = StochasticMuZero(SHAPES, 3, NetworkConfig(latent=16, hidden=24, codes=4, support_atoms=11))
+    for head in (model.core.chance_head, model.core.reward_head, model.core.q_head, model.core.value_head):
+        nn.init.normal_(head.weight, std=0.3)
+    weights = model.core.export()
+    assert weights.phi_w1.shape == (16, 24)
+    latent = torch.rand(7, 16)
+    code = torch.nn.functional.one_hot(torch.arange(7) % 4, 4).float()
+    after = latent + torch.from_numpy(weights.code_embedding)[torch.arange(7) % 4]
+    mean, variance = after.mean(-1, keepdim=True), after.var(-1, keepdim=True, correction=0)
+    normed = (after - mean) / (variance + 1e-5).sqrt() * torch.from_numpy(weights.g_gain)
+    normed = normed + torch.from_numpy(weights.g_bias)
+    hidden = torch.relu(normed @ torch.from_numpy(weights.g_w1) + torch.from_numpy(weights.g_b1))
+    out = after + hidden @ torch.from_numpy(weights.g_w2) + torch.from_numpy(weights.g_b2)
+    reward = (hidden @ torch.from_numpy(weights.reward_w) + torch.from_numpy(weights.reward_b)).softmax(-1)
+    state, reward_logits = model.core.dynamics(latent, code)
+    torch.testing.assert_close(minmax(out), state, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        reward @ torch.from_numpy(weights.reward_atoms), model.core.read(reward_logits), rtol=1e-4, atol=1e-4
+    )
