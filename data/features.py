@@ -147,8 +147,8 @@ def _volatility_ratio(statistics: TrailingStatistics) -> Floats:
 
 
 def _week_angle(bars: Bars) -> Floats:
-    angle: Floats = ((bars.timestamp - FIRST_MONDAY_MS) % WEEK_MS) * (2.0 * np.pi / WEEK_MS)
-    return angle
+    weeks: Floats = ((bars.timestamp - FIRST_MONDAY_MS) % WEEK_MS) / WEEK_MS
+    return 2.0 * np.pi * weeks
 
 
 def _week_sine(statistics: TrailingStatistics) -> Floats:
