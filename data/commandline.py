@@ -19,7 +19,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="machine-readable outpu
 
 
 def make_app(description: str) -> typer.Typer:
-    """A typer application with the house's habits: help when bare, no rich tracebacks, no completion clutter."""
+    """A typer application with the house's habits: help when bare, no rich tracebacks, no completion
+    clutter."""
     return typer.Typer(
         help=f"{description}\n\nWith --debug, an error shows its traceback.",
         no_args_is_help=True,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -27,8 +27,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from data.bars import FINGERPRINT_DIGITS, Bars
+from data.bars import FINGERPRINT_DIGITS, Bars, concatenate
 from data.kernels import Floats, exponential_weights, trailing_median, weighted_trailing_mean
+from data.quality import Times
 from data.timeframe import DAY_MS, FIRST_MONDAY_MS, WEEK_MS
 
 # Every feature is clipped here: the observation space is a box of this half-width (design/market.md).
@@ -224,6 +225,19 @@ class FeatureSet:
         """Changes when a name, the order or a definition changes; 16 hex digits."""
         definition = json.dumps([[spec.name, spec.warmup, spec.version] for spec in self.specs])
         return hashlib.sha256(definition.encode()).hexdigest()[:FINGERPRINT_DIGITS]
+
+    def compute_blocks(self, blocks: Iterable[Bars]) -> Iterator[tuple[Times, NDArray[np.float32]]]:
+        """The feature table of consecutive blocks of one dataset, in the memory of one block and a warm-up.
+
+        Yields (timestamp [n] epoch ms, rows [n, F]) from the first exact row on; the rows equal those of
+        `compute` on the whole dataset, to the last bit.
+        """
+        tail: Bars | None = None
+        for block in blocks:
+            known = block if tail is None else concatenate([tail, block])
+            if len(known) >= self.warmup:
+                yield known.timestamp[self.warmup - 1 :], self.compute(known)[self.warmup - 1 :]
+            tail = known.slice(max(0, len(known) - (self.warmup - 1)), None)
 
     def compute(self, bars: Bars) -> NDArray[np.float32]:
         """The feature table [N, F] float32, C-contiguous, within ±5.

@@ -39,7 +39,7 @@ SAMPLES: Final = tuple(_LOADERS)
 def load_sample(name: str = "sp500") -> Bars:
     """Daily bars of a stock index: symbol SP500 or NASDAQ, venue "sample".
 
-    An index has no splits and this one pays no dividends, so its prices need no adjustment: arch's "Adj
+    These are price indices: no splits, no reinvested dividends, so the prices need no adjustment: arch's "Adj
     Close" equals "Close" on every day, and open, high and low belong to the same scale. That is checked,
     because adjusting only the close would put it outside [low, high].
 
