@@ -111,7 +111,7 @@ def save_checkpoint(
     temporary.mkdir()
     save_tensors({key: value.contiguous().cpu() for key, value in model.state_dict().items()}, temporary / WEIGHTS)
     if training is not None:
-        arrays = {key: np.ascontiguousarray(value) for key, value in training.arrays.items()}
+        arrays = {key: np.asarray(value, order="C") for key, value in training.arrays.items()}
         save_arrays(arrays, temporary / TRAINING)
         metadata = metadata.model_copy(update={"state": dict(training.bookkeeping)})
     files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}

@@ -1,6 +1,6 @@
 """Everything about an agent that a user may set, with its unit and meaning."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -52,7 +52,7 @@ class ReplayConfig(_Config):
     """What is remembered and what is learnt from."""
 
     capacity_bytes: int = Field(512 * 1024**2, ge=2**16, description="memory bound of the stored steps, in bytes")
-    capacity_steps: int = Field(200_000, ge=64, description="most environment steps kept, all envs together")
+    capacity_steps: int = Field(200_000, ge=8, description="most environment steps kept, all envs together")
     min_steps: int = Field(2_000, ge=1, description="environment steps before learning starts")
     prioritised: bool = Field(False, description="sample in proportion to |root value − target|^alpha")
     priority_alpha: float = Field(0.6, ge=0, description="exponent α of the priorities")
@@ -100,10 +100,28 @@ class TrainingConfig(_Config):
 class AgentConfig(_Config):
     """An agent, completely."""
 
-    discount: float = Field(0.99, gt=0, le=1, description="γ per environment step")
+    discount: float = Field(0.99, gt=0, le=1, description="γ per environment step, of targets and of search alike")
     network: NetworkConfig = NetworkConfig()
     search: SearchConfig = SearchConfig()
     self_play: SelfPlayConfig = SelfPlayConfig()
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_discount(cls, raw: Any) -> Any:
+        """The search discounts as the targets do; two different discounts would plan for another problem."""
+        if not isinstance(raw, dict):
+            return raw
+        discount = raw.get("discount", cls.model_fields["discount"].default)
+        search = raw.get("search", {})
+        if isinstance(search, SearchConfig):
+            search = search.model_dump(exclude_unset=True)
+        if not isinstance(search, dict):
+            return raw
+        if search.get("discount", discount) != discount:
+            raise ValueError(
+                f"search.discount {search['discount']} differs from discount {discount}: set agent.discount alone"
+            )
+        return {**raw, "search": {**search, "discount": discount}}

@@ -26,7 +26,7 @@ def _representation(backbone: Backbone) -> Representation:
 
 @pytest.mark.parametrize("backbone", get_args(Backbone))
 def test_latents_fill_the_unit_range(backbone: Backbone) -> None:
-    latent = _representation(backbone)(_observations(5))
+    latent = _representation(backbone)(_observations(5)).detach()
     assert latent.shape == (5, 32)
     assert float(latent.min()) == 0.0
     assert float(latent.max()) == pytest.approx(1.0, abs=1e-3)
