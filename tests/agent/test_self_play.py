@@ -1,0 +1,125 @@
+"""What is recorded is what happened: episodes, their last observations, and what exploration draws."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from agent.config import AgentConfig, NetworkConfig, SelfPlayConfig
+from agent.evaluation import evaluate
+from agent.networks.model import StochasticMuZero
+from agent.planner import Planner
+from agent.search import SearchConfig
+from agent.self_play import SelfPlay, sample_by_visits, temperature
+from agent.spaces import UnsupportedSpace, action_count, action_masks, stored_entries
+
+CONFIG = AgentConfig(
+    network=NetworkConfig(width=8, encoder_width=8, latent=8, hidden=8, codes=2, support_atoms=11),
+    search=SearchConfig(simulations=4),
+    self_play=SelfPlayConfig(num_envs=2),
+)
+
+
+class Counter(gym.Env[Any, Any]):
+    """Shows how many steps were taken; the reward is ten times that; ends after `length` steps."""
+
+    observation_space = gym.spaces.Box(-100, 100, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length: int, *, terminates: bool) -> None:
+        self.length = length
+        self.terminates = terminates
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(1, np.float32), {"action_mask": np.array([True, False])}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action == 0, "action 1 is masked"
+        self.count += 1
+        done = self.count == self.length
+        info = {"action_mask": np.array([True, False])}
+        shown = np.full(1, self.count, np.float32)
+        return shown, 10.0 * self.count, done and self.terminates, done and not self.terminates, info
+
+
+def _vector(lengths: tuple[int, ...], *, terminates: bool) -> gym.vector.SyncVectorEnv:
+    return gym.vector.SyncVectorEnv([lambda n=n: Counter(n, terminates=terminates) for n in lengths])
+
+
+@pytest.fixture
+def planner() -> Planner:
+    torch.manual_seed(0)
+    return Planner(StochasticMuZero({"observation": (1,)}, 2, CONFIG.network), CONFIG.search)
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_episodes_are_recorded_with_their_last_observation(planner: Planner, terminates: bool) -> None:
+    play = SelfPlay(_vector((2, 3), terminates=terminates), planner, CONFIG, seed=0)
+    records = [play.step() for _ in range(7)]
+    seen = np.stack([record.observations["observation"][:, 0] for record in records], axis=1)
+    left = np.stack([record.has_transition for record in records], axis=1)
+    rewards = np.stack([record.reward for record in records], axis=1)
+    ended = np.stack([record.terminated for record in records], axis=1)
+    np.testing.assert_array_equal(seen, [[0, 1, 2, 0, 1, 2, 0], [0, 1, 2, 3, 0, 1, 2]])
+    np.testing.assert_array_equal(left, [[1, 1, 0, 1, 1, 0, 1], [1, 1, 1, 0, 1, 1, 1]])
+    np.testing.assert_array_equal(rewards[left], [10, 20, 10, 20, 10, 10, 20, 30, 10, 20, 30])
+    assert ended.sum() == (2 + 2 if terminates else 0)
+    assert play.env_steps == left.sum()
+    assert play.take_returns() == [30.0, 60.0, 30.0, 60.0]
+    assert play.take_returns() == []
+
+
+def test_masked_actions_are_never_played(planner: Planner) -> None:
+    play = SelfPlay(_vector((5, 5), terminates=True), planner, CONFIG, seed=0)
+    for _ in range(20):
+        record = play.step()
+        assert (record.policy[:, 1] == 0).all()
+
+
+def test_evaluation_plays_each_episode_once(planner: Planner) -> None:
+    result = evaluate(_vector((2, 4), terminates=True), planner, seed=0)
+    np.testing.assert_array_equal(result.returns, [30, 100])
+    np.testing.assert_array_equal(result.lengths, [2, 4])
+    np.testing.assert_array_equal(result.action_share, [1, 0])
+    assert result.score == 65.0
+    assert result.standard_error == pytest.approx(35.0)
+
+
+def test_evaluation_does_not_hang_on_an_endless_episode(planner: Planner) -> None:
+    with pytest.raises(RuntimeError, match="still run after 10 steps"):
+        evaluate(_vector((50,), terminates=True), planner, seed=0, max_steps=10)
+
+
+def test_actions_are_drawn_in_proportion_to_visits() -> None:
+    visits = np.tile(np.array([[10, 30, 60]], np.int32), (20_000, 1))
+    share = np.bincount(sample_by_visits(visits, 1.0, np.random.default_rng(0)), minlength=3) / 20_000
+    np.testing.assert_allclose(share, [0.1, 0.3, 0.6], atol=0.015)  # four standard errors
+    sharper = np.bincount(sample_by_visits(visits, 0.5, np.random.default_rng(0)), minlength=3) / 20_000
+    np.testing.assert_allclose(sharper, np.array([1, 9, 36]) / 46, atol=0.015)
+    assert (sample_by_visits(visits, 0.0, np.random.default_rng(0)) == 2).all()
+
+
+def test_an_action_without_visits_is_never_drawn() -> None:
+    visits = np.tile(np.array([[0, 5, 0]], np.int32), (5_000, 1))
+    assert (sample_by_visits(visits, 1.0, np.random.default_rng(0)) == 1).all()
+
+
+def test_temperature_falls_linearly_and_stays() -> None:
+    config = AgentConfig(self_play=SelfPlayConfig(temperature=1.0, temperature_final=0.5, temperature_steps=100))
+    assert [temperature(step, config) for step in (0, 50, 100, 500)] == [1.0, 0.75, 0.5, 0.5]
+
+
+def test_unsupported_spaces_are_named() -> None:
+    with pytest.raises(UnsupportedSpace, match=r"Box.*supported is Discrete"):
+        action_count(gym.spaces.Box(-1, 1, (2,)))
+    with pytest.raises(UnsupportedSpace, match="'observation' is Text"):
+        stored_entries(gym.spaces.Text(5))
+
+
+def test_a_mask_that_forbids_everything_is_refused() -> None:
+    with pytest.raises(ValueError, match="environment 1 forbids all 2 actions"):
+        action_masks({"action_mask": np.array([[True, False], [False, False]])}, 2, 2)
