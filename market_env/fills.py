@@ -1,0 +1,94 @@
+"""How an order meets the next bar, from OHLCV alone: the formulas behind the kernel.
+
+Notation: s the sign of the order, sigma the EWMA volatility of log returns at the decision, V the median volume of
+the last 20 bars at the decision, O, L, H the open, low and high of the bar that fills.
+
+    reject        with probability p_reject, nothing fills
+    volume cap    phi = min(1, rho * volume / |order|)
+    partial fill  with probability p_partial, phi is multiplied by a Beta(2, 2) draw
+    arrival       P_a = clip(O * exp(sigma * sqrt(lambda) * z1 - sigma^2 * lambda / 2), L, H)
+    cost per unit k = min(h + kappa * sigma * |z2| + (2/3) * Y * sigma * sqrt(|quantity| / V), cap)
+    fill price    P = P_a * (1 + s * k), not clipped to [L, H]: clipping would delete the cost
+
+Sources. Square-root impact: Almgren and Chriss, "Optimal execution of portfolio transactions" (2001), Toth et al.,
+"Anomalous price impact and the critical nature of liquidity in financial markets" (2011), and arXiv:2411.13965;
+2/3 is the average of the square root over the order's own execution, so the average fill pays two thirds of the
+peak impact. High-low spread estimators (Corwin and Schultz; Abdi and Ranaldo) turned out to be proxies of
+volatility on the bars this was designed on, so the half-spread h is a fact of the instrument, not an estimate.
+"""
+
+import math
+
+from market_env._compile import compiled
+
+
+@compiled
+def volume_cap_fraction(quantity: float, volume: float, median_volume: float, volume_cap: float) -> float:
+    """Largest fillable fraction of `quantity` > 0 in a bar of `volume`.
+
+    Quotes without volume (volume and its median both zero, as in FX) are not capped.
+    """
+    if volume <= 0.0 and median_volume <= 0.0:
+        return 1.0
+    available = volume_cap * volume
+    return 1.0 if available >= quantity else available / quantity
+
+
+@compiled
+def arrival_price(open_: float, low: float, high: float, sigma: float, latency: float, z: float) -> float:
+    """Mid price when the order arrives, `latency` (fraction of a bar) after the open: a martingale step, clipped."""
+    if latency <= 0.0:
+        return open_
+    variance = sigma * sigma * latency
+    return min(max(open_ * math.exp(math.sqrt(variance) * z - 0.5 * variance), low), high)
+
+
+@compiled
+def spread_slippage(half_spread: float, kappa: float, sigma: float, z: float) -> float:
+    """Half-spread plus volatility slippage, fraction of the price."""
+    return half_spread + kappa * sigma * abs(z)
+
+
+@compiled
+def square_root_impact(coefficient: float, sigma: float, quantity: float, median_volume: float) -> float:
+    """Average impact of `quantity` >= 0, fraction of the price; zero where volume is unknown."""
+    if median_volume <= 0.0:
+        return 0.0
+    return (2.0 / 3.0) * coefficient * sigma * math.sqrt(quantity / median_volume)
+
+
+@compiled
+def limit_fill_price(
+    side: float,
+    limit: float,
+    open_: float,
+    low: float,
+    high: float,
+    tick: float,
+    touch_u: float,
+    touch_probability: float,
+) -> float:
+    """Where a limit order fills in a bar, or 0.0 if it does not.
+
+    A buy fills at the open if that is already at or under its price; at its price if the low trades through it by
+    more than a tick; on a mere touch with `touch_probability` (the queue is ahead of us); else not. Sells mirror.
+    """
+    if side > 0.0:
+        if open_ <= limit:
+            return open_
+        if low < limit - tick or (low <= limit and touch_u < touch_probability):
+            return limit
+        return 0.0
+    if open_ >= limit:
+        return open_
+    if high > limit + tick or (high >= limit and touch_u < touch_probability):
+        return limit
+    return 0.0
+
+
+@compiled
+def round_to_lot(quantity: float, lot_size: float) -> float:
+    """`quantity` >= 0 rounded down to whole lots (0: no lots); a billionth of a lot forgives division noise."""
+    if lot_size <= 0.0:
+        return quantity
+    return math.floor(quantity / lot_size + 1e-9) * lot_size
