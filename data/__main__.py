@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -16,11 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from data.commandline import JsonOption, make_app, print_json, run
-from data.features import DEFAULT_FEATURES, FeatureSet
+from data.features import COMPILED_FEATURES, DEFAULT_FEATURES, FeatureSet, FeatureSpec, feature_spec
 from data.importer import IMPORT_VENUE, FileFormat, FileReader, dataset_of_file_name
 from data.quality import QualityReport, QualityScan, format_time
 from data.samples import SAMPLES, load_sample
 from data.store import BarStore, DatasetKey, Manifest, write_atomically
+from data.ta_catalog import REFUSED, SUPPORTED
 from data.timeframe import Timeframe
 
 app = make_app("Get bars, look at them, keep them. They are stored under var/bars, or where SMU0_BARS says.")
@@ -149,12 +150,16 @@ def features(
     out: Annotated[
         Path | None, typer.Option(help="write the feature table of the dataset to this Parquet file")
     ] = None,
+    list_all: Annotated[bool, typer.Option("--list", help="show every feature there is, and what is refused")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Show features with their warm-ups; with --symbol, --timeframe and --out, export a feature table.
 
     Example: python -m data features --symbol SP500 --timeframe 1d --out var/features.parquet
     """
+    if list_all:
+        _print_all_features(json_output)
+        return
     chosen = FeatureSet.build(tuple(feature) if feature else DEFAULT_FEATURES)
     described = [{"name": s.name, "warmup": s.warmup, "meaning": s.meaning} for s in chosen.specs]
     result: dict[str, Any] = {"fingerprint": chosen.fingerprint, "warmup": chosen.warmup, "features": described}
@@ -165,13 +170,30 @@ def features(
     if json_output:
         print_json(result)
         return
-    table = Table("feature", "warm-up [bars]", "meaning")
-    for spec in chosen.specs:
-        table.add_row(spec.name, str(spec.warmup), spec.meaning)
-    _console().print(table)
+    _console().print(_feature_table(chosen.specs))
     print(f"set {chosen.fingerprint}: first exact row needs {chosen.warmup} bars")
     if out is not None:
         print(f"wrote {result['rows']:,} rows to {out}")
+
+
+def _print_all_features(json_output: bool) -> None:
+    specs = [feature_spec(name) for name in (*COMPILED_FEATURES, *(f"ta:{name}" for name in SUPPORTED))]
+    if json_output:
+        described = [{"name": s.name, "warmup": s.warmup, "meaning": s.meaning} for s in specs]
+        print_json({"features": described, "refused": {f"ta:{name}": why for name, why in REFUSED.items()}})
+        return
+    _console().print(_feature_table(specs))
+    refused = Table("refused", "because")
+    for name, reason in REFUSED.items():
+        refused.add_row(f"ta:{name}", reason)
+    _console().print(refused)
+
+
+def _feature_table(specs: Iterable[FeatureSpec]) -> Table:
+    table = Table("feature", "warm-up [bars]", "meaning")
+    for spec in specs:
+        table.add_row(spec.name, str(spec.warmup), spec.meaning)
+    return table
 
 
 def _key_of_file(file: Path, symbol: str | None, timeframe: str | None, venue: str | None) -> DatasetKey:

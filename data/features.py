@@ -18,8 +18,11 @@ Legend: N bars, F features. All arrays are [N] float64 unless stated.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -27,89 +30,42 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from data import indicators
 from data.bars import FINGERPRINT_DIGITS, Bars, concatenate
-from data.kernels import Floats, exponential_weights, trailing_median, weighted_trailing_mean
+from data.kernels import Floats
 from data.quality import Times
+from data.ta_catalog import Parameter, ta_spec
 from data.timeframe import DAY_MS, FIRST_MONDAY_MS, WEEK_MS
+from data.trailing import (
+    FAST_VOLATILITY_HALF_LIFE,
+    HALF_LIVES_KEPT,
+    VOLATILITY_HALF_LIFE,
+    VOLUME_WINDOW,
+    FeatureSpec,
+    TrailingStatistics,
+    ewma_volatility,
+    log_returns,
+    trailing_median_volume,
+)
+
+__all__ = [
+    "COMPILED_FEATURES",
+    "DEFAULT_FEATURES",
+    "FEATURE_LIMIT",
+    "FeatureSet",
+    "FeatureSpec",
+    "ewma_volatility",
+    "feature_spec",
+    "log_returns",
+    "trailing_median_volume",
+]
 
 # Every feature is clipped here: the observation space is a box of this half-width (design/market.md).
 FEATURE_LIMIT: Final = 5.0
 
-# The market's unit of price change: RiskMetrics-style EWMA of squared log returns. A half-life of 32 bars
-# and the floor are design/market.md's; the cut at 8 half-lives drops weights that sum to 2^-8 of the whole.
-VOLATILITY_HALF_LIFE: Final = 32
-FAST_VOLATILITY_HALF_LIFE: Final = 8
-HALF_LIVES_KEPT: Final = 8
-VOLATILITY_FLOOR: Final = 1e-5
-VOLUME_WINDOW: Final = 20
-
 # Rows computed at a time. With finite memory a table computed in pieces equals one computed at once, and
 # pieces of this size keep the intermediate columns in the second-level cache.
 _CHUNK_ROWS: Final = 16_384
-
-
-def log_returns(close: Floats) -> Floats:
-    """ln(C_t / C_{t-1}), and 0 for the first bar, which has no predecessor."""
-    out = np.zeros(len(close))
-    np.log(close[1:] / close[:-1], out=out[1:])
-    return out
-
-
-def ewma_volatility(close: Floats, half_life: int = VOLATILITY_HALF_LIFE) -> Floats:
-    """Volatility per bar: root of the exponentially weighted mean of squared log returns.
-
-        σ_t² = Σ_k w_k r²_{t-k} / Σ_k w_k,   w_k = 2^(-k / half_life),   k < 8 · half_life
-
-    At least 1e-5. Exact from row 8 · half_life on; before, the mean runs over the returns there are, and the
-    first bar (no return yet) has the floor.
-    """
-    volatility = np.full(len(close), VOLATILITY_FLOOR)
-    if len(close) > 1:
-        squared = log_returns(close)[1:] ** 2
-        weights = exponential_weights(2.0 ** (-1.0 / half_life), lags=HALF_LIVES_KEPT * half_life)
-        np.maximum(np.sqrt(weighted_trailing_mean(squared, weights)), VOLATILITY_FLOOR, out=volatility[1:])
-    return volatility
-
-
-def trailing_median_volume(volume: Floats, window: int = VOLUME_WINDOW) -> Floats:
-    """Median volume of the last 20 bars (of the bars there are, at the start); 0 where there is no volume."""
-    return trailing_median(np.ascontiguousarray(volume), window)
-
-
-class TrailingStatistics:
-    """Bars together with the trailing statistics that several features share, each computed once on
-    demand."""
-
-    def __init__(self, bars: Bars) -> None:
-        self.bars = bars
-
-    @cached_property
-    def volatility(self) -> Floats:
-        """σ_t, see `ewma_volatility`."""
-        return ewma_volatility(self.bars.close)
-
-    @cached_property
-    def median_volume(self) -> Floats:
-        """V̄_t, see `trailing_median_volume`."""
-        return trailing_median_volume(self.bars.volume)
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """One column of the feature table.
-
-    name: canonical spelling, parameters included.
-    warmup: bars needed for an exact row: row warmup-1 of any series is the first valid one.
-    compute: statistics of N bars -> [N]; rows before warmup-1 hold no meaning.
-    meaning: one line for people.
-    version: raised when the definition changes, so that a checkpoint trained on the old one refuses to load.
-    """
-
-    name: str
-    warmup: int
-    compute: Callable[[TrailingStatistics], Floats]
-    meaning: str
-    version: int = 1
 
 
 def _close_return(statistics: TrailingStatistics) -> Floats:
@@ -182,14 +138,133 @@ _OWN_FEATURES: Final = {
 DEFAULT_FEATURES: Final[tuple[str, ...]] = tuple(_OWN_FEATURES)
 
 
-def feature_spec(name: str) -> FeatureSpec:
-    """The feature of this name. Raises `ValueError` with the names there are."""
-    if name not in _OWN_FEATURES:
+def _rsi(window: int = 14) -> FeatureSpec:
+    return FeatureSpec(
+        f"rsi(window={window})",
+        indicators.wilder_lags(window) + 1,
+        lambda statistics: (indicators.rsi(statistics.bars.close, window) - 50.0) / 50.0,
+        "relative strength index, -1 to 1",
+    )
+
+
+def _macd_histogram(fast: int = 12, slow: int = 26, signal: int = 9, atr: int = 14) -> FeatureSpec:
+    def compute(statistics: TrailingStatistics) -> Floats:
+        bars = statistics.bars
+        histogram = indicators.macd_histogram(bars.close, fast, slow, signal)
+        mean_range = indicators.average_true_range(bars.high, bars.low, bars.close, atr)
+        return np.divide(histogram, mean_range, out=np.zeros(len(bars)), where=mean_range > 0)
+
+    spans = indicators.ema_lags(max(fast, slow)) + indicators.ema_lags(signal) - 1
+    return FeatureSpec(
+        f"macd_histogram(fast={fast},slow={slow},signal={signal},atr={atr})",
+        max(spans, indicators.wilder_lags(atr) + 1),
+        compute,
+        "MACD histogram / average true range",
+    )
+
+
+def _bollinger_position(window: int = 20, deviations: float = 2.0) -> FeatureSpec:
+    return FeatureSpec(
+        f"bollinger_position(window={window},deviations={deviations:g})",
+        window,
+        lambda statistics: 2.0 * indicators.bollinger_position(statistics.bars.close, window, float(deviations)) - 1.0,
+        "place of the close between the Bollinger bands, -1 to 1 inside",
+    )
+
+
+def _adx(window: int = 14) -> FeatureSpec:
+    def compute(statistics: TrailingStatistics) -> Floats:
+        bars = statistics.bars
+        return (indicators.adx(bars.high, bars.low, bars.close, window) - 50.0) / 50.0
+
+    warmup = 2 * indicators.wilder_lags(window)
+    return FeatureSpec(f"adx(window={window})", warmup, compute, "average directional index, -1 to 1")
+
+
+def _stochastic(window: int = 14) -> FeatureSpec:
+    def compute(statistics: TrailingStatistics) -> Floats:
+        bars = statistics.bars
+        return (indicators.stochastic(bars.high, bars.low, bars.close, window) - 50.0) / 50.0
+
+    return FeatureSpec(f"stochastic(window={window})", window, compute, "stochastic oscillator %K, -1 to 1")
+
+
+def _money_flow_index(window: int = 14) -> FeatureSpec:
+    def compute(statistics: TrailingStatistics) -> Floats:
+        bars = statistics.bars
+        index = indicators.money_flow_index(bars.high, bars.low, bars.close, bars.volume, window)
+        return (index - 50.0) / 50.0
+
+    return FeatureSpec(f"money_flow_index(window={window})", window + 1, compute, "money flow index, -1 to 1")
+
+
+_INDICATORS: Final[Mapping[str, Callable[..., FeatureSpec]]] = {
+    "rsi": _rsi,
+    "macd_histogram": _macd_histogram,
+    "bollinger_position": _bollinger_position,
+    "adx": _adx,
+    "stochastic": _stochastic,
+    "money_flow_index": _money_flow_index,
+}
+
+# All features that need no parameter spelled out and no `ta`.
+COMPILED_FEATURES: Final[tuple[str, ...]] = (*DEFAULT_FEATURES, *_INDICATORS)
+
+_NAME: Final = re.compile(r"(?P<ta>ta:)?(?P<name>[a-z][a-z0-9_]*)(\((?P<parameters>[^()]*)\))?")
+
+
+def feature_spec(text: str) -> FeatureSpec:
+    """The feature written as "close_return", "rsi(window=14)" or, computed by the `ta` library,
+    "ta:cci(window=20)".
+
+    Parameters left out have their defaults. Raises `ValueError` saying what was expected.
+    """
+    match = _NAME.fullmatch(text.replace(" ", ""))
+    if match is None:
+        raise ValueError(f'Feature {text!r}: expected a name such as close_return, rsi(window=14) or "ta:cci".')
+    name, parameters = match["name"], _parse_parameters(text, match["parameters"])
+    if match["ta"]:
+        return ta_spec(name, parameters)
+    if name in _OWN_FEATURES and not parameters:
+        return _OWN_FEATURES[name]
+    if name in _OWN_FEATURES:
+        raise ValueError(f"Feature {text!r}: {name} takes no parameters.")
+    if name not in _INDICATORS:
         raise ValueError(
-            f"Unknown feature {name!r}. Expected one of {', '.join(_OWN_FEATURES)}. "
-            '"python -m data features" lists them with their meaning.'
+            f"Unknown feature {text!r}. Expected one of {', '.join(COMPILED_FEATURES)}, or ta:NAME for an indicator of "
+            'the ta library. "python -m data features --list" shows them all.'
         )
-    return _OWN_FEATURES[name]
+    build = _INDICATORS[name]
+    defaults = {p.name: p.default for p in inspect.signature(build).parameters.values()}
+    for key, value in parameters.items():
+        if key not in defaults:
+            raise ValueError(f"Feature {text!r}: unknown parameter {key!r}; expected {', '.join(defaults)}.")
+        whole = isinstance(defaults[key], int)
+        if isinstance(value, bool) or not 0 < value < math.inf or (whole and (not isinstance(value, int) or value < 2)):
+            expected = "a whole number of bars from 2 on" if whole else "a number above 0"
+            raise ValueError(f"Feature {text!r}: {key} is {value!r}, expected {expected}.")
+    return build(**parameters)
+
+
+def _parse_parameters(feature: str, text: str | None) -> dict[str, Parameter]:
+    """{"window": 14} from "window=14"; values are whole numbers, decimals, true or false."""
+    parameters: dict[str, Parameter] = {}
+    for part in text.split(",") if text else ():
+        key, _, value = part.partition("=")
+        if not key or not value or key in parameters:
+            raise ValueError(f"Feature {feature!r}: expected NAME=VALUE once for each parameter, found {part!r}.")
+        try:
+            parameters[key] = value.lower() == "true" if value.lower() in ("true", "false") else _number(value)
+        except ValueError:
+            raise ValueError(f"Feature {feature!r}: {key} is {value!r}, expected a number, true or false.") from None
+    return parameters
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
 
 
 @dataclass(frozen=True)

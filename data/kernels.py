@@ -34,6 +34,8 @@ def lags_until_forgotten(decay: float, *, tail: float) -> int:
 
     The sum of decay^k from K on is decay^K of the sum from 0 on, hence K = ln(tail) / ln(decay).
     """
+    if decay <= 0.0:
+        return 1
     return int(np.ceil(np.log(tail) / np.log(decay)))
 
 
