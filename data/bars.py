@@ -171,7 +171,7 @@ def parse_time(value: str | int) -> int:
             f"{value!r} is not a time. Expected ISO 8601 such as 2020-01-31 or 2020-01-31T12:00, or epoch ms."
         ) from error
     moment = moment.tz_localize("UTC") if moment.tzinfo is None else moment.tz_convert("UTC")
-    return int(moment.as_unit("ms").value)
+    return int(moment.as_unit("ms").asm8.astype(np.int64))  # .value would be nanoseconds whatever the unit
 
 
 def _frozen_column(values: NDArray[Any], dtype: type[np.generic], name: str) -> NDArray[Any]:
