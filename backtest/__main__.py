@@ -1,0 +1,498 @@
+"""python -m backtest: scores that can be trusted."""
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from agent.checkpoint import read_metadata
+from backtest import inputs, report
+from backtest.charts import label
+from backtest.evaluation import Evaluation
+from backtest.inputs import InputError, Prepared
+from backtest.page import COMPARED, COMPARED_NAMES, number
+from backtest.results import Run
+from backtest.runner import Progress as Rows
+from backtest.runner import Stretch, run_policy, run_series
+from backtest.study import Identity, Model, Terms, examine
+from backtest.targets import SIZINGS, align, read_targets
+from backtest.trials import LEDGER, TrialsLedger
+from configs.experiment import load_experiment
+from data.bars import Bars
+from data.commandline import JsonOption, make_app, print_json, run
+from data.importer import FileFormat, FileReader
+from data.store import BarStore, DatasetKey
+from data.timeframe import Timeframe
+from market_env.config import MarketConfig
+from market_env.instrument import Instrument
+from market_env.market import Market
+
+OUT = Path("var/backtest")
+GATE_FAILED = 1
+# What only says where output goes or how it is shown: not part of what decides a result.
+SILENT_OPTIONS = {"--out", "--trials", "--threads", "--fail-under"}
+SILENT_FLAGS = {"--json", "--debug"}
+
+app = make_app("Score a trained agent, or targets decided elsewhere, on bars it has not seen.")
+
+
+@app.callback()
+def commands() -> None:
+    """Score a trained agent, or targets decided elsewhere, on bars it has not seen."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run with what the report needs to say about it."""
+
+    run: Run
+    prior: Run | None
+    prepared: Prepared
+    terms: Terms
+    model: Model | None
+    subject: str
+    kind: str
+    subject_fingerprint: str
+    feature_fingerprint: str | None
+    split: str
+    simulations: int | None
+    config: dict[str, Any]
+    notes: list[str]
+
+
+@app.command("run")
+def run_command(
+    checkpoint: Annotated[
+        str | None, typer.Option(help="checkpoint directory, run directory or run name; default: the newest run")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="experiment YAML; default: the checkpoint's own")] = None,
+    split: Annotated[str | None, typer.Option(help="train, validation or test (default)")] = None,
+    symbol: Annotated[str | None, typer.Option(help="which of the experiment's or the store's symbols")] = None,
+    fill_seeds: Annotated[int | None, typer.Option(min=1, help="paths of random fills")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the first fill path, the bootstrap and the shifts")] = 0,
+    simulations: Annotated[int | None, typer.Option(min=0, help="search budget; 0 acts by the prior")] = None,
+    fees_bps: Annotated[float | None, typer.Option(help="taker and maker fee, basis points")] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="fill at the next open, fees the only cost")
+    ] = False,
+    equity: Annotated[float | None, typer.Option(help="initial equity, quote currency")] = None,
+    targets: Annotated[Path | None, typer.Option(help="CSV of timestamp,target instead of a checkpoint")] = None,
+    sizing: Annotated[
+        str, typer.Option(help="targets are: units | fraction (of equity) | allin (-1, 0, 1)")
+    ] = "fraction",
+    rebalance: Annotated[str, typer.Option(help="trade on flips of the target | always (every bar)")] = "flips",
+    bars: Annotated[Path | None, typer.Option(help="CSV or Parquet of bars for --targets")] = None,
+    timeframe: Annotated[str | None, typer.Option(help="of --bars or of the stored --symbol")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the report; default: under var/backtest")] = None,
+    trials: Annotated[Path, typer.Option(help="ledger of evaluations")] = LEDGER,
+    threads: Annotated[int, typer.Option(min=1, help="threads for the random-timing baseline")] = 1,
+    fail_under: Annotated[
+        list[str] | None, typer.Option(help="METRIC=VALUE; exit 1 if below or undefined; repeatable")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Trade a split with next-open stochastic fills and write report.html, report.json and the ledgers.
+
+    Example: python -m backtest run --checkpoint var/runs/demo/checkpoints/best --fill-seeds 20 --fail-under
+    sharpe_ci_low=0
+    """
+    gates = [parse_gate(text) for text in fail_under or []]
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if targets is not None:
+        if checkpoint is not None or simulations is not None:
+            raise InputError(
+                "--targets: expected no --checkpoint or --simulations beside it; targets are already decided."
+            )
+        finished = _run_targets(
+            targets, config, split, symbol, fill_seeds, seed, fees_bps, deterministic, equity, sizing, rebalance,
+            bars, timeframe, threads,
+        )  # fmt: skip
+    else:
+        if bars is not None or timeframe is not None:
+            raise InputError(
+                "--bars and --timeframe: expected with --targets only; a checkpoint's bars come from its experiment."
+            )
+        finished = _run_checkpoint(
+            checkpoint, config, split, symbol, fill_seeds, seed, simulations, fees_bps, deterministic, equity, threads
+        )
+    config_fingerprint = report.fingerprint(finished.config)
+    seeds = list(finished.run.seeds)
+    rows = finished.run.market
+    dataset = report.fingerprint([finished.prepared.bars_fingerprint, int(rows.timestamp[0]), int(rows.timestamp[-1])])
+    subject = report.fingerprint([finished.subject_fingerprint, config_fingerprint, finished.simulations])
+    identity = Identity(
+        key=report.fingerprint([subject, dataset, finished.split, seeds, seed]),
+        subject=subject,
+        dataset=dataset,
+        split=finished.split,
+    )
+    evaluation = examine(
+        finished.run,
+        finished.terms,
+        identity=identity,
+        ledger=TrialsLedger(trials),
+        created=created,
+        prior=finished.prior,
+        model=finished.model,
+        warnings=finished.notes,
+        progress=_progress,
+    )
+    context = report.Context(
+        subject=finished.subject,
+        kind=finished.kind,
+        split=finished.split,
+        mode=finished.prepared.config.fills.mode,
+        simulations=finished.simulations,
+        fingerprints={
+            "data": finished.prepared.bars_fingerprint,
+            "config": config_fingerprint,
+            "checkpoint" if finished.kind == "checkpoint" else "targets": finished.subject_fingerprint,
+            "features": finished.feature_fingerprint,
+            "code": report.code_fingerprint(),
+        },
+        seeds={"fill": seeds, "bootstrap": seed, "random_timing": seed},
+        arguments=meaningful_arguments(sys.argv[1:]),
+        config=finished.config,
+        created=created,
+    )
+    place = out or OUT / f"{finished.subject.replace('/', '-')}-{finished.split}"
+    document = report.write_artefacts(place, evaluation, context)
+    failed = [text for text in (gate_failure(document, *gate) for gate in gates) if text is not None]
+    if json_output:
+        print_json(document)
+    else:
+        _print_evaluation(evaluation, context, place)
+    for text in failed:
+        print(f"gate failed: {text}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(GATE_FAILED)
+
+
+def _run_checkpoint(
+    checkpoint: str | None,
+    config: Path | None,
+    split: str | None,
+    symbol: str | None,
+    fill_seeds: int | None,
+    seed: int,
+    simulations: int | None,
+    fees_bps: float | None,
+    deterministic: bool,
+    equity: float | None,
+    threads: int,
+) -> Finished:
+    path = inputs.find_checkpoint(checkpoint)
+    metadata = read_metadata(path)
+    experiment = inputs.experiment_of(metadata, config, path)
+    policy = inputs.policy_of(path)
+    market_config = inputs.evaluation_config(
+        experiment.market, fees_bps=fees_bps, deterministic=deterministic, equity=equity
+    )
+    chosen_split = inputs.checked_split(split or "test")
+    ready, notes = inputs.prepare(experiment, chosen_split, symbol, market_config)
+    if chosen_split == "train":
+        notes.append(
+            "This is the training split: the policy has seen these bars, so the figures say nothing about skill."
+        )
+    seeds = _seeds(fill_seeds or experiment.backtest.fill_seeds, seed, deterministic=deterministic)
+    market = ready.market
+    rows = len(market) - market.first_decision
+    with _progress(f"{inputs.checkpoint_name(path)} on {market.symbol}, {len(seeds)} fill paths", rows) as shown:
+        finished = run_policy(policy, market, market_config, seeds=seeds, simulations=simulations, progress=shown)
+    budget = 0 if finished.decisions is None else finished.decisions.simulations
+    prior = None
+    if budget > 0:
+        with _progress("its prior without search", rows) as shown:
+            prior = run_policy(policy, market, market_config, seeds=seeds, simulations=0, name="prior", progress=shown)
+    return Finished(
+        run=finished,
+        prior=prior,
+        prepared=ready,
+        terms=Terms(
+            market=market,
+            config=market_config,
+            history_close=ready.history_close,
+            stretch=Stretch.of(market),
+            seed=seed,
+            threads=threads,
+        ),
+        model=inputs.model_of(policy, experiment),
+        subject=inputs.checkpoint_name(path),
+        kind="checkpoint",
+        subject_fingerprint=inputs.checkpoint_fingerprint(metadata),
+        feature_fingerprint=experiment.feature_set.fingerprint,
+        split=chosen_split,
+        simulations=budget,
+        config={**experiment.dump(), "market": market_config.model_dump(mode="json")},
+        notes=notes,
+    )
+
+
+def _run_targets(
+    targets: Path,
+    config: Path | None,
+    split: str | None,
+    symbol: str | None,
+    fill_seeds: int | None,
+    seed: int,
+    fees_bps: float | None,
+    deterministic: bool,
+    equity: float | None,
+    sizing: str,
+    rebalance: str,
+    bars_file: Path | None,
+    timeframe: str | None,
+    threads: int,
+) -> Finished:
+    if sizing not in SIZINGS:
+        raise InputError(f"--sizing {sizing}: expected one of {', '.join(SIZINGS)}.")
+    if rebalance not in ("flips", "always"):
+        raise InputError(f"--rebalance {rebalance}: expected flips or always.")
+    rows = read_targets(targets)
+    market_config = MarketConfig()
+    description: dict[str, Any] = {}
+    start = stop = None
+    if config is not None:
+        experiment = load_experiment(config)
+        market_config = experiment.market
+        description = experiment.dump()
+        if split is not None:
+            start, stop = getattr(experiment.splits, inputs.checked_split(split))
+        if bars_file is None:
+            every = experiment.load_bars()
+            matching = [one for one in every if symbol is None or one.symbol.lower() == symbol.lower()]
+            if not matching:
+                raise InputError(f"--symbol {symbol}: the experiment has {', '.join(b.symbol for b in every)}.")
+            bars = matching[0]
+    elif split is not None:
+        raise InputError(
+            f"--split {split}: expected --config beside it; without one all bars from the first target on are traded."
+        )
+    if bars_file is not None:
+        bars = _read_bars(bars_file, symbol, timeframe)
+    elif config is None:
+        bars = _stored_bars(symbol, timeframe, rows.timestamp)
+    # Targets are exact wishes: the agent's no-trade band does not apply, and without stochastic fills nothing but the
+    # fee does.
+    market_config = inputs.evaluation_config(
+        market_config, fees_bps=fees_bps, deterministic=deterministic, equity=equity
+    )
+    changes: dict[str, Any] = {
+        "actions": market_config.actions.model_copy(
+            update={
+                "no_trade_band": 0.0,
+                "spot": False,
+                "max_leverage": max(market_config.actions.max_leverage, float(np.abs(rows.target).max()))
+                if sizing == "fraction"
+                else market_config.actions.max_leverage,
+            }
+        )
+    }
+    if deterministic:
+        changes["margin"] = market_config.margin.model_copy(update={"enforce": False})
+    market_config = MarketConfig.model_validate(market_config.model_copy(update=changes).model_dump())
+    market = Market.prepare(bars, None, Instrument.for_symbol(bars.symbol), start=start, stop=stop)
+    series, first = align(
+        rows,
+        market.timestamp,
+        rebalance="flips" if rebalance == "flips" else "always",
+        where=f"{bars.symbol} {bars.timeframe}",
+    )
+    stretch = Stretch(first, len(market))
+    ready = inputs.prepared(bars, market, market_config)
+    seeds = _seeds(fill_seeds or 20, seed, deterministic=deterministic)
+    traded = run_series(
+        series, market, market_config, seeds=seeds, name="policy", sizing=SIZINGS[sizing], stretch=stretch
+    )
+    return Finished(
+        run=traded,
+        prior=None,
+        prepared=ready,
+        terms=Terms(
+            market=market,
+            config=market_config,
+            history_close=ready.history_close,
+            stretch=stretch,
+            sizing=SIZINGS[sizing],
+            flips_only=rebalance == "flips",
+            seed=seed,
+            threads=threads,
+        ),
+        model=None,
+        subject=targets.stem,
+        kind="targets",
+        subject_fingerprint=report.fingerprint([rows.timestamp.tolist(), rows.target.tolist(), sizing, rebalance]),
+        feature_fingerprint=None,
+        split=split or "all",
+        simulations=None,
+        config={
+            **description,
+            "market": market_config.model_dump(mode="json"),
+            "targets": {"sizing": sizing, "rebalance": rebalance},
+        },
+        notes=[],
+    )
+
+
+def _read_bars(path: Path, symbol: str | None, timeframe: str | None) -> Bars:
+    """Bars straight from a file; symbol and timeframe may stand in its name, as in BTCUSDT_1h.parquet."""
+    from data.bars import concatenate
+    from data.importer import dataset_of_file_name
+
+    named = dataset_of_file_name(path)
+    chosen_symbol = symbol or (named[0] if named else path.stem)
+    if timeframe is None and named is None:
+        raise InputError(f"--bars {path}: its name tells no timeframe. Give --timeframe, such as 1h.")
+    frame = Timeframe.parse(timeframe) if timeframe is not None else named[1] if named else Timeframe.parse("1d")
+    blocks = list(FileReader(path, DatasetKey("file", chosen_symbol, frame), FileFormat()).blocks())
+    return blocks[0] if len(blocks) == 1 else concatenate(blocks)
+
+
+def _stored_bars(symbol: str | None, timeframe: str | None, timestamps: np.ndarray[Any, Any]) -> Bars:
+    """The stored dataset that has every decided bar: the one named, or the only one that fits."""
+    store = BarStore()
+    fitting = []
+    for manifest in store.list():
+        if symbol is not None and manifest.symbol.lower() != symbol.lower():
+            continue
+        if timeframe is not None and manifest.timeframe != str(Timeframe.parse(timeframe)):
+            continue
+        first, last = manifest.first, manifest.last
+        if first is None or last is None or first > timestamps[0] or last < timestamps[-1]:
+            continue
+        bars = store.load(manifest.symbol, manifest.timeframe, manifest.venue)
+        if np.isin(timestamps, bars.timestamp).all():
+            fitting.append(bars)
+    if len(fitting) == 1:
+        return fitting[0]
+    stored = ", ".join(f"{m.symbol} {m.timeframe}" for m in store.list()) or "nothing"
+    found = ", ".join(f"{b.symbol} {b.timeframe}" for b in fitting) or "none"
+    raise InputError(
+        f"--targets: expected one stored dataset with a bar at every timestamp, found {found} (stored: {stored}). "
+        "Give --bars FILE, or --symbol and --timeframe, or --config."
+    )
+
+
+def _seeds(count: int, first: int, *, deterministic: bool) -> list[int]:
+    """Fill seeds; without randomness one path says everything."""
+    return [first] if deterministic else list(range(first, first + count))
+
+
+def parse_gate(text: str) -> tuple[str, float]:
+    """METRIC=VALUE of --fail-under."""
+    name, separator, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError as error:
+        raise InputError(
+            f"--fail-under {text}: expected METRIC=VALUE such as sharpe_ci_low=0 or max_drawdown=-0.2."
+        ) from (error if separator else None)
+
+
+def gate_failure(document: dict[str, Any], name: str, threshold: float) -> str | None:
+    """Why a gate failed, or None. Names: any metric, METRIC_ci_low, METRIC_ci_high, psr, deflated_sharpe."""
+    metrics = document["metrics"]
+    reason = None
+    if name in metrics:
+        value, reason = metrics[name]["value"], metrics[name]["reason"]
+    elif name.endswith(("_ci_low", "_ci_high")) and name.rsplit("_ci_", 1)[0] in metrics:
+        ci = metrics[name.rsplit("_ci_", 1)[0]]["ci"]
+        value, reason = (None, "no interval") if ci is None else (ci[0 if name.endswith("low") else 1], None)
+    elif name in ("psr", "deflated_sharpe"):
+        value, reason = document["significance"][name], "returns do not vary"
+    else:
+        known = ", ".join([*metrics, "sharpe_ci_low", "psr", "deflated_sharpe"])
+        raise InputError(f"--fail-under {name}: no such metric. Known: {known}.")
+    if value is None:
+        return f"{name} is undefined ({reason}), {threshold:g} was asked for"
+    return None if value >= threshold else f"{name} is {value:.6g}, below {threshold:g}"
+
+
+def meaningful_arguments(arguments: Sequence[str]) -> list[str]:
+    """The command line less what only says where output goes, so that equal work gives equal reports."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        option = argument.split("=", 1)[0]
+        if skip:
+            skip = False
+        elif option in SILENT_FLAGS:
+            continue
+        elif option in SILENT_OPTIONS:
+            skip = "=" not in argument
+        else:
+            kept.append(argument)
+    return kept
+
+
+def _print_evaluation(evaluation: Evaluation, context: report.Context, place: Path) -> None:
+    console = Console(highlight=False)
+    width = None if console.is_terminal else 140
+    if width is not None:
+        console = Console(highlight=False, width=width)
+    console.print(f"\n[bold]{evaluation.verdict.sentence}[/bold]\n")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("")
+    for name in COMPARED_NAMES:
+        table.add_column(name, justify="right")
+    table.add_column("p of lead", justify="right")
+
+    def add(name: str, metrics: Any, p_value: float | None) -> None:
+        cells = [number(key, metrics[key].value) for key in COMPARED]
+        table.add_row(name, *cells, "" if p_value is None else f"{p_value:.2f}")
+
+    add("strategy", evaluation.metrics, None)
+    for name, metrics in evaluation.baseline_metrics.items():
+        add(label(name).lower(), metrics, evaluation.spa.get(name))
+    console.print(table)
+    sharpe = evaluation.metrics["sharpe"]
+    if sharpe.ci is not None:
+        console.print(f"\nSharpe 95% interval  {sharpe.ci[0]:.2f} to {sharpe.ci[1]:.2f} (stationary bootstrap)")
+    band = evaluation.fill_band.get("total_return")
+    if band is not None and evaluation.run.paths > 1:
+        console.print(
+            f"Fill band            {band.p05:.1%} to {band.p95:.1%} total return over {evaluation.run.paths} fill seeds"
+        )
+    timing = evaluation.random_timing
+    if timing is not None:
+        console.print(
+            f"Random timing        p = {timing.p_value:.3f} ({len(timing.shifts)} shifts of its own positions)"
+        )
+    dsr = evaluation.evidence.dsr
+    trials = evaluation.trials
+    console.print(
+        f"Deflated Sharpe      {'undefined' if dsr is None else f'{dsr:.2f}'} with {trials.trials} trial(s); "
+        f"this split was looked at {trials.touches} time(s)"
+    )
+    for warning in evaluation.warnings:
+        console.print(f"note: {warning}", style="yellow")
+    console.print(f"\nreport  {place / 'report.html'}\njson    {place / 'report.json'}")
+
+
+@contextmanager
+def _progress(title: str, total: int) -> Iterator[Rows]:
+    """A progress bar on stderr for work over rows; quiet when that is not a terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(title, total=total)
+
+        def shown(rows: Iterable[int]) -> Iterator[int]:
+            for row in rows:
+                yield row
+                progress.advance(task)
+
+        yield shown
+
+
+if __name__ == "__main__":
+    run(app, "python -m backtest")
