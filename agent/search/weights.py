@@ -130,9 +130,7 @@ class CoreWeights:
     def _sizes(self) -> dict[str, int]:
         """What each letter of the legend stands for, read off three arrays."""
         if self.action_embedding.ndim != 2 or self.code_embedding.ndim != 2 or self.phi_w1.ndim != 2:
-            raise SearchInputError(
-                "action_embedding [A, L], code_embedding [C, L] and phi_w1 [L, H] must be matrices"
-            )
+            raise SearchInputError("action_embedding [A, L], code_embedding [C, L] and phi_w1 [L, H] must be matrices")
         return {
             "A": self.action_embedding.shape[0],
             "C": self.code_embedding.shape[0],

@@ -1,0 +1,285 @@
+"""The compiled search: checks its inputs once, divides the batch among threads, and lets the kernel do the rest.
+
+Legend: B batch, A actions, C chance codes, L latent.
+"""
+
+import logging
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agent.search.config import SearchConfig
+from agent.search.halving import halving_table
+from agent.search.inputs import SearchInputs, check_inputs
+from agent.search.kernel import Memory, ModelArrays, Outputs, RootInputs, search_rows
+from agent.search.network_kernel import NetworkShape, allocate_scratch
+from agent.search.packing import pack_model
+from agent.search.result import SearchResult, SearchTrees
+from agent.search.tables import TableModel
+from agent.search.tree_kernel import RootArrays, TreeArrays, TreeOptions, allocate_trees
+from agent.search.weights import CoreWeights
+
+_LOGGER = logging.getLogger(__name__)
+
+# Rows that advance together. More rows fill the matrix products better, fewer keep their trees in the cache.
+GROUP_ROWS = 32
+# Fewer rows than this are not worth waking another thread for.
+MIN_ROWS_PER_THREAD = 4
+_NO_DEPTH_LIMIT = 2**30
+_NOTICE_AFTER_SECONDS = 1.5
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@lru_cache(maxsize=64)
+def exploration_table(c1: float, c2: float, visits: int) -> NDArray[np.float64]:
+    """PUCT's √N·(c1 + log((N + c2 + 1)/c2)) for N = 0..visits."""
+    n = np.arange(visits + 1, dtype=np.float64)
+    table: NDArray[np.float64] = np.sqrt(n) * (c1 + np.log((n + c2 + 1.0) / c2))
+    return table
+
+
+def tree_options(config: SearchConfig, simulations: int, actions: int, codes: int) -> TreeOptions:
+    """The configuration as the kernel reads it."""
+    return TreeOptions(
+        actions=actions,
+        codes=codes,
+        players=config.players,
+        simulations=simulations,
+        max_depth=config.max_depth or _NO_DEPTH_LIMIT,
+        gumbel=config.root == "gumbel",
+        tree_wide=config.normalisation == "tree",
+        sampled=config.chance_selection == "sampled",
+        discount=config.discount,
+        min_q_range=config.min_q_range,
+        value_scale=config.gumbel_value_scale,
+        visit_offset=config.gumbel_visit_offset,
+    )
+
+
+def halving_schedule(config: SearchConfig, inputs: SearchInputs) -> NDArray[np.int32]:
+    """[B, simulations] visit counts sequential halving asks for at each root; [B, 1] zeros without Gumbel."""
+    if config.root != "gumbel" or inputs.simulations == 0:
+        return np.zeros((inputs.batch, 1), np.int32)
+    considered = np.minimum(inputs.allowed.sum(axis=1), config.max_considered_actions)
+    return halving_table(min(config.max_considered_actions, inputs.allowed.shape[1]), inputs.simulations)[considered]
+
+
+class Workspace:
+    """Preallocated arrays for one group of rows: grown when a search needs more room, reused otherwise."""
+
+    trees: TreeArrays
+    memory: Memory
+    scores: NDArray[np.float64]
+
+    def __init__(self, shape: NetworkShape, players: int, dtype: type[np.floating]) -> None:
+        self._shape, self._players, self._dtype = shape, players, dtype
+        self._rows, self._nodes = 0, 0
+
+    def fit(self, rows: int, nodes: int) -> None:
+        """Make room for `rows` trees of `nodes` nodes."""
+        if rows <= self._rows and nodes <= self._nodes:
+            return
+        self._rows, self._nodes = rows, nodes = max(rows, self._rows), max(nodes, self._nodes)
+        shape = self._shape
+        edges = nodes * max(shape.actions, shape.codes)
+        self.trees = allocate_trees(rows, nodes, edges, self._players, shape.latent_width, self._dtype)
+        self.scratch = allocate_scratch(shape, rows, self._dtype)
+        self.scores = np.zeros((rows, shape.actions), np.float64)
+        self.memory = Memory(
+            group=np.zeros((2, 3, rows), np.int32),
+            gains=np.zeros(self._players, self._dtype),
+            completed=np.zeros(shape.actions, np.float64),
+        )
+
+    def load(self, resumed: SearchTrees, rows: slice) -> None:
+        """Take up trees of an earlier search."""
+        for ours, theirs in zip(self.trees, resumed.arrays, strict=True):
+            part = theirs[rows]
+            ours[tuple(slice(0, size) for size in part.shape)] = part
+
+    def export(self, target: SearchTrees, rows: slice) -> None:
+        """Copy the finished trees out."""
+        for ours, theirs in zip(self.trees, target.arrays, strict=True):
+            part = theirs[rows]
+            part[...] = ours[tuple(slice(0, size) for size in part.shape)]
+
+
+class SearchEngine:
+    """Stochastic tree search over a batch of roots, network included, in one compiled call per group of rows.
+
+    The same inputs and seeds give the same bits for a row alone, in any batch and on any number of threads.
+    Safe to call from several threads; their calls take turns.
+    """
+
+    def __init__(self, config: SearchConfig, model: CoreWeights | TableModel) -> None:
+        self.config = config
+        self._dtype: type[np.floating] = np.float64 if config.precision == "float64" else np.float32
+        self._threads = config.threads or available_cores()
+        self._pool: ThreadPoolExecutor | None = None
+        self._workspaces: list[Workspace] = []
+        self._lock = threading.Lock()
+        self._compiled = False
+        self.load(model)
+
+    def load(self, model: CoreWeights | TableModel) -> None:
+        """Search with these weights from now on; nothing is recompiled."""
+        model.require_finite()
+        arrays = pack_model(model, self._dtype)
+        with self._lock:
+            if not self._workspaces or arrays.shape != self._arrays.shape:
+                self._workspaces = [
+                    Workspace(arrays.shape, self.config.players, self._dtype) for _ in range(self._threads)
+                ]
+            self._model, self._arrays = model, arrays
+
+    @property
+    def num_actions(self) -> int:
+        """A."""
+        return self._model.num_actions
+
+    @property
+    def num_codes(self) -> int:
+        """C."""
+        return self._model.num_codes
+
+    def warm_up(self) -> None:
+        """Compile, or load from the cache, now rather than in the first search."""
+        model = self._model
+        latents, logits = np.zeros((1, model.latent_size)), np.zeros((1, model.num_actions))
+        self.search(latents, logits, np.zeros(1), seeds=np.zeros(1, np.uint64), simulations=1)
+
+    def search(
+        self,
+        latents: ArrayLike,
+        policy_logits: ArrayLike,
+        values: ArrayLike,
+        *,
+        action_mask: ArrayLike | None = None,
+        seeds: ArrayLike | None = None,
+        explore: bool = False,
+        simulations: int | None = None,
+        to_play: ArrayLike | None = None,
+        with_tree: bool = False,
+        root_noise: ArrayLike | None = None,
+        resume: SearchTrees | None = None,
+    ) -> SearchResult:
+        """Search from a batch of roots.
+
+        latents:       [B, L] root states, as the representation network gives them.
+        policy_logits: [B, A] and values: [B] of the roots; values in units of the reward.
+        action_mask:   [B, A] True where an action is allowed at the root; None allows all.
+        seeds:         [B] uint64, needed when something is random: exploration noise or sampled chance.
+        explore:       mix Dirichlet noise into the prior (puct) or draw the actions by Gumbel noise (gumbel).
+        simulations:   per root; None takes the configured number, 0 acts by the prior.
+        to_play:       [B] player to move at the root, where there are several; None means the first.
+        with_tree:     return a copy of the trees too.
+        root_noise:    [B, A] noise to use instead of drawing it from the seeds.
+        resume:        trees to go on from (SearchTrees.subtrees); their visits count towards `simulations`.
+
+        Raises SearchInputError naming the argument when one has the wrong shape or is not finite.
+        """
+        inputs = check_inputs(
+            self.config,
+            self._model,
+            latents,
+            policy_logits,
+            values,
+            action_mask=action_mask,
+            seeds=seeds,
+            explore=explore,
+            simulations=simulations,
+            to_play=to_play,
+            root_noise=root_noise,
+            resume=resume,
+        )
+        with self._lock:
+            if self._compiled:
+                return self._run(inputs, with_tree)
+            notice = threading.Timer(
+                _NOTICE_AFTER_SECONDS,
+                _LOGGER.warning,
+                ["Compiling the search for this machine; this takes some seconds, once, and is then cached."],
+            )
+            notice.start()
+            try:
+                return self._run(inputs, with_tree)
+            finally:
+                notice.cancel()
+                self._compiled = True
+
+    def _run(self, inputs: SearchInputs, with_tree: bool) -> SearchResult:
+        batch, actions, codes = inputs.batch, self.num_actions, self.num_codes
+        out = Outputs(
+            visits=np.empty((batch, actions), np.int32),
+            action_weights=np.empty((batch, actions), np.float32),
+            action=np.empty(batch, np.int64),
+            q_values=np.empty((batch, actions), np.float32),
+            root_value=np.empty(batch, np.float32),
+            depth=np.empty(batch, np.int32),
+            chance_probabilities=np.empty((batch, actions, codes), np.float32),
+        )
+        trees = self._empty_trees(inputs) if with_tree else None
+        options = tree_options(self.config, inputs.simulations, actions, codes)
+        schedule = halving_schedule(self.config, inputs)
+        exploration = exploration_table(self.config.c1, self.config.c2, inputs.visits)
+        threads = max(1, min(self._threads, batch // MIN_ROWS_PER_THREAD))
+        group = max(1, min(GROUP_ROWS, -(-batch // threads)))
+
+        def search_groups(worker: int) -> None:
+            """Every `threads`-th group of rows, in this worker's own memory."""
+            workspace = self._workspaces[worker]
+            workspace.fit(min(group, batch), inputs.nodes)
+            for start in range(worker * group, batch, threads * group):
+                rows = slice(start, min(start + group, batch))
+                count = rows.stop - rows.start
+                if inputs.resumed is not None:
+                    workspace.load(inputs.resumed, rows)
+                workspace.trees.to_play[:count] = inputs.to_play[rows]
+                search_rows(
+                    count,
+                    self._arrays,
+                    workspace.trees,
+                    workspace.scratch,
+                    workspace.memory,
+                    RootArrays(
+                        allowed=inputs.allowed[rows],
+                        scores=workspace.scores,
+                        schedule=schedule[rows],
+                        exploration=exploration,
+                        seeds=inputs.seeds[rows],
+                        simulations=inputs.owed[rows],
+                    ),
+                    inputs.roots.rows(rows),
+                    options,
+                    Outputs(*(array[rows] for array in out)),
+                )
+                if trees is not None:
+                    workspace.export(trees, rows)
+
+        if threads == 1:
+            search_groups(0)
+        else:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self._threads - 1, thread_name_prefix="search")
+            others = [self._pool.submit(search_groups, worker) for worker in range(1, threads)]
+            search_groups(0)
+            for other in others:
+                other.result()
+        return SearchResult(*out, trees=trees)
+
+    def _empty_trees(self, inputs: SearchInputs) -> SearchTrees:
+        """Room for a copy of every tree."""
+        shape = self._arrays.shape
+        edges = inputs.nodes * max(shape.actions, shape.codes)
+        arrays = allocate_trees(inputs.batch, inputs.nodes, edges, self.config.players, shape.latent_width, self._dtype)
+        return SearchTrees(arrays, self.num_actions, self.num_codes)

@@ -1,0 +1,315 @@
+"""The whole search of a group of rows as one compiled function; no Python between simulations.
+
+Rows advance together, one simulation at a time: every row selects a leaf, the leaves are gathered into two
+groups (under an action, under a code), each group goes through its half of the network at once, and every
+row backs up. A row never looks at another row.
+
+Legend: R rows, A actions, C codes, L latent, P players.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from agent.search import network_kernel, randomness, tree_kernel
+from agent.search.network_kernel import (
+    EMBEDDING,
+    REWARD_ATOMS,
+    VALUE_ATOMS,
+    NetworkShape,
+    Scratch,
+    aligned,
+    embed,
+    evaluate,
+    expectation,
+    padded,
+    softmax,
+)
+from agent.search.tree_kernel import (
+    RootArrays,
+    TreeArrays,
+    TreeOptions,
+    add_node,
+    back_up,
+    completed_q,
+    halving_action,
+    improved_policy,
+    mover,
+    select,
+)
+
+
+class ModelArrays(NamedTuple):
+    """The model behind the tree: a packed network, or tables."""
+
+    is_table: bool
+    params: NDArray[np.floating]  # packed weights (network_kernel.pack) or packed tables (pack_tables)
+    layout: NDArray[np.int64]  # [2, …] where each piece of params starts, by kind of leaf
+    links: NDArray[np.int32]  # tables: afterstate_of [S·A] then state_of [F·C]
+    shape: NetworkShape
+
+
+class RootInputs(NamedTuple):
+    """The roots as the caller gave them."""
+
+    latents: NDArray[np.float32]  # [R, L]
+    policy_logits: NDArray[np.float32]  # [R, A]
+    values: NDArray[np.float32]  # [R]
+    noise: NDArray[np.float64]  # [R, A] Gumbel or Dirichlet variates; zeros for none
+    resumed: NDArray[np.bool_]  # [R] this row's tree is already there, from an earlier search
+    noise_fraction: float  # PUCT: share of the noise in the prior
+
+    def rows(self, rows: slice) -> "RootInputs":
+        """The same for some of the rows."""
+        return RootInputs(
+            self.latents[rows],
+            self.policy_logits[rows],
+            self.values[rows],
+            self.noise[rows],
+            self.resumed[rows],
+            self.noise_fraction,
+        )
+
+
+class Memory(NamedTuple):
+    """Working memory of a group of rows, besides trees and network scratch."""
+
+    group: NDArray[np.int32]  # [2, 3, R] by kind of leaf: rows, parents, edge slots
+    gains: NDArray[np.floating]  # [P]
+    completed: NDArray[np.float64]  # [A]
+
+
+class Outputs(NamedTuple):
+    """Where the results go; the fields of SearchResult."""
+
+    visits: NDArray[np.int32]  # [R, A]
+    action_weights: NDArray[np.float32]  # [R, A]
+    action: NDArray[np.int64]  # [R]
+    q_values: NDArray[np.float32]  # [R, A]
+    root_value: NDArray[np.float32]  # [R]
+    depth: NDArray[np.int32]  # [R]
+    chance_probabilities: NDArray[np.float32]  # [R, A, C]
+
+
+# In table mode the pieces of `layout`: the leaf's logits, its value, and the reward on the way to it.
+TABLE_LOGITS, TABLE_VALUES, TABLE_REWARDS, TABLE_LINKS = range(4)
+
+
+@njit
+def start_row(trees, row, roots, inputs, options):  # type: ignore[no-untyped-def]
+    """Make the root, or refresh the root of a resumed tree, and mix noise into its prior."""
+    value = inputs.values[row]
+    if inputs.resumed[row]:
+        # The prediction the root was made of gives way to the evaluation of what really came.
+        correction = (value - trees.raw_value[row, 0]) / trees.visits[row, 0]
+        owner = mover(trees, row, 0, options)
+        for player in range(options.players):
+            trees.value[row, 0, player] += correction if player == owner else -correction
+        trees.raw_value[row, 0] = value
+    else:
+        trees.size[row] = 0
+        trees.edges[row] = 0
+        add_node(trees, row, 0, 0, value, 0.0, options)
+    for j in range(inputs.latents.shape[1]):
+        trees.latent[row, 0, j] = inputs.latents[row, j]
+    highest = -np.inf
+    for action in range(options.actions):
+        if roots.allowed[row, action]:
+            highest = max(highest, inputs.policy_logits[row, action])
+    total = 0.0
+    for action in range(options.actions):
+        weight = 0.0
+        if roots.allowed[row, action]:
+            weight = np.exp(float(inputs.policy_logits[row, action]) - highest)
+            total += weight
+            roots.scores[row, action] = inputs.policy_logits[row, action] - highest + inputs.noise[row, action]
+        trees.prior[row, action] = weight
+    fraction = inputs.noise_fraction
+    for action in range(options.actions):
+        prior = trees.prior[row, action] / total
+        trees.prior[row, action] = (1.0 - fraction) * prior + fraction * inputs.noise[row, action]
+
+
+@njit
+def attach(trees, row, parent, slot, raw_value, reward, logits, start, gains, options):  # type: ignore[no-untyped-def]
+    """Append an evaluated leaf with its edges' probabilities, then back its value up. Returns its number."""
+    node = add_node(trees, row, parent, slot, raw_value, reward, options)
+    first = trees.first_edge[row, node]
+    count = trees.edges[row] - first
+    chance = trees.depth[row, node] % 2 == 1
+    for edge in range(count):
+        probability = logits[start + edge]
+        trees.prior[row, first + edge] = probability
+        if chance:
+            trees.score[row, first + edge] = probability
+    back_up(trees, row, node, gains, options)
+    return node
+
+
+@njit
+def expand_from_tables(trees, row, parent, slot, model, scratch, memory, options):  # type: ignore[no-untyped-def]
+    """Look the leaf up."""
+    kind = trees.depth[row, parent] % 2
+    place = model.layout[kind]
+    edges_here = options.codes if kind == 1 else options.actions
+    edges_below = options.actions if kind == 1 else options.codes
+    entry = int(trees.latent[row, parent, 0]) * edges_here + slot - trees.first_edge[row, parent]
+    state = model.links[place[TABLE_LINKS] + entry]
+    for edge in range(edges_below):
+        scratch.heads[edge] = model.params[place[TABLE_LOGITS] + state * edges_below + edge]
+    softmax(scratch.heads, 0, edges_below, scratch.bits, scratch.powers)
+    value = model.params[place[TABLE_VALUES] + state]
+    reward = model.params[place[TABLE_REWARDS] + entry] if kind == 1 else model.params.dtype.type(0)
+    node = attach(trees, row, parent, slot, value, reward, scratch.heads, 0, memory.gains, options)
+    trees.latent[row, node, 0] = state
+
+
+@njit
+def expand_from_network(trees, kind, count, model, scratch, memory, options):  # type: ignore[no-untyped-def]
+    """Evaluate the gathered leaves of one kind and attach them."""
+    params, shape = model.params, model.shape
+    width = shape.latent_width
+    latents = trees.latent.reshape(-1)
+    nodes = trees.latent.shape[1]
+    embedding, atoms, reward_atoms = (
+        model.layout[kind, EMBEDDING],
+        model.layout[kind, VALUE_ATOMS],
+        model.layout[kind, REWARD_ATOMS],
+    )
+    for index in range(count):
+        row, parent, slot = memory.group[kind, 0, index], memory.group[kind, 1, index], memory.group[kind, 2, index]
+        taken = slot - trees.first_edge[row, parent]
+        source = (row * nodes + parent) * width
+        embed(latents, source, params, embedding + taken * width, width, scratch.embedded, index * width)
+    edges = options.actions if kind == 1 else options.codes
+    evaluate(kind, count, edges, params, model.layout, shape, scratch)
+    heads_width = padded(aligned(edges) + shape.atoms)
+    for index in range(count):
+        row, parent, slot = memory.group[kind, 0, index], memory.group[kind, 1, index], memory.group[kind, 2, index]
+        start = index * heads_width
+        softmax(scratch.heads, start, aligned(edges), scratch.bits, scratch.powers)
+        value = expectation(
+            scratch.heads, start + aligned(edges), shape.atoms, params, atoms, scratch.bits, scratch.powers
+        )
+        reward = params.dtype.type(0)
+        if kind == 1:
+            reward = expectation(
+                scratch.reward,
+                index * shape.reward_width,
+                shape.atoms,
+                params,
+                reward_atoms,
+                scratch.bits,
+                scratch.powers,
+            )
+        node = attach(trees, row, parent, slot, value, reward, scratch.heads, start, memory.gains, options)
+        target = (row * nodes + node) * width
+        embed_from, to = np.uint64(index * width), np.uint64(target)
+        for j in range(np.uint64(width)):
+            latents[to + j] = scratch.latent[embed_from + j]
+
+
+@njit
+def report_row(trees, row, roots, memory, options, out):  # type: ignore[no-untyped-def]
+    """Read the results off a finished tree."""
+    total = 0
+    most = 0
+    for action in range(options.actions):
+        visits = trees.edge_visits[row, action]
+        total += visits
+        most = max(most, visits)
+        out.visits[row, action] = visits
+        out.q_values[row, action] = trees.score[row, action] if visits > 0 else 0.0
+        for code in range(options.codes):
+            out.chance_probabilities[row, action, code] = 0.0
+        if visits > 0:
+            first = trees.first_edge[row, trees.child[row, action]]
+            for code in range(options.codes):
+                out.chance_probabilities[row, action, code] = trees.prior[row, first + code]
+    out.root_value[row] = trees.value[row, 0, mover(trees, row, 0, options)]
+    deepest = 0
+    for node in range(trees.size[row]):
+        deepest = max(deepest, trees.depth[row, node])
+    out.depth[row] = deepest // 2
+    if options.gumbel:
+        completed_q(trees, row, 0, options, memory.completed)
+        out.action[row] = halving_action(trees, row, most, roots, memory.completed, options)
+        improved_policy(trees, row, 0, memory.completed, options)
+        for action in range(options.actions):
+            out.action_weights[row, action] = memory.completed[action]
+        return
+    # The most visited action; among equals the one with the larger prior, which with no visits is the prior's.
+    best = -1
+    for action in range(options.actions):
+        visits, prior = trees.edge_visits[row, action], trees.prior[row, action]
+        out.action_weights[row, action] = visits / total if total > 0 else prior
+        if not roots.allowed[row, action]:
+            continue
+        if (
+            best < 0
+            or visits > trees.edge_visits[row, best]
+            or (visits == trees.edge_visits[row, best] and prior > trees.prior[row, best])
+        ):
+            best = action
+    out.action[row] = best
+
+
+def _sources_digest() -> str:
+    """A fingerprint of every file that is compiled into the kernel."""
+    digest = hashlib.sha256()
+    for module in (network_kernel, randomness, tree_kernel):
+        digest.update(Path(str(module.__file__)).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(sources: str) -> Callable[..., Any]:
+    """Compile `search_rows`. `sources` becomes part of numba's cache key: by itself the cache notices changes in
+    this file only, and would go on running yesterday's tree_kernel.py."""
+
+    @njit(nogil=True, cache=True)
+    def search_rows(count, model, trees, scratch, memory, roots, inputs, options, out):  # type: ignore[no-untyped-def]
+        """Search `count` rows and write the results to `out`."""
+        _ = sources
+        owed = 0
+        for row in range(count):
+            start_row(trees, row, roots, inputs, options)
+            owed = max(owed, roots.simulations[row])
+        for simulation in range(owed):
+            waiting_0 = 0
+            waiting_1 = 0
+            for row in range(count):
+                if simulation >= roots.simulations[row]:
+                    continue
+                parent, slot = select(trees, row, simulation, roots, memory.completed, options)
+                child = trees.child[row, slot]
+                if child != 0:  # the depth limit: the same leaf counts once more
+                    trees.visits[row, child] += 1
+                    back_up(trees, row, child, memory.gains, options)
+                elif model.is_table:
+                    expand_from_tables(trees, row, parent, slot, model, scratch, memory, options)
+                else:
+                    kind = trees.depth[row, parent] % 2
+                    place = waiting_1 if kind == 1 else waiting_0
+                    memory.group[kind, 0, place] = row
+                    memory.group[kind, 1, place] = parent
+                    memory.group[kind, 2, place] = slot
+                    if kind == 1:
+                        waiting_1 += 1
+                    else:
+                        waiting_0 += 1
+            for kind in range(2):
+                waiting = waiting_1 if kind == 1 else waiting_0
+                if waiting > 0:
+                    expand_from_network(trees, kind, waiting, model, scratch, memory, options)
+        for row in range(count):
+            report_row(trees, row, roots, memory, options, out)
+
+    return search_rows  # type: ignore[no-any-return]
+
+
+search_rows = _build(_sources_digest())

@@ -1,0 +1,353 @@
+"""The tree as flat arrays, and the four things done to it: start, select, expand, back up.
+
+A row is one tree. Its nodes are numbered in the order of creation, 0 is the root. Nodes at even depth are decision
+nodes with A edges, at odd depth chance nodes with C edges. A node's edges lie next to each other in the edge
+arrays, from `first_edge`; an edge is named by its place there, its *slot*. Child 0 means "not expanded": the
+root is nobody's child.
+
+Equations (mctx's conventions, which the golden trees pin down):
+    value of a node      mean of its own evaluation (its first visit) and of all that was backed up through it
+    Q(s, a)              value of the afterstate: the edge to a chance node has reward 0 and discount 1
+    PUCT                 Qnorm(s, a) + P(a)·√N(s)/(1 + N(s, a))·(c1 + log((N(s) + c2 + 1)/c2))
+    Qnorm                (Q − low)/(high − low) over the node's value and its visited actions; unvisited: 0
+    chance               argmax_c Pr(c | as)/(N(c) + 1)
+    Gumbel, inside       argmax_a π'(a) − N(s, a)/(1 + Σ N), π' = softmax(logits + σ(completed Q))
+    Gumbel, root         sequential halving on gumbel + logits + σ(completed Q)
+
+Ties go to the lowest index.
+
+Legend: R rows, N nodes, E edge slots, P players, A actions, C codes, L latent width.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from agent.search.randomness import CHANCE, uniform
+
+_TINY = 1e-8  # smallest range Q is scaled by, as in mctx
+_TINY_PROBABILITY = 1e-38  # keeps a weighted mean defined when every visited action has a vanishing prior
+
+
+class TreeArrays(NamedTuple):
+    """Trees of a group of rows."""
+
+    size: NDArray[np.int32]  # [R] nodes in use
+    edges: NDArray[np.int32]  # [R] edge slots in use
+    to_play: NDArray[np.int32]  # [R] player to move at the root
+    bounds: NDArray[np.floating]  # [R, 2] lowest and highest node value so far
+    parent: NDArray[np.int32]  # [R, N]
+    slot: NDArray[np.int32]  # [R, N] the parent's edge that leads here
+    first_edge: NDArray[np.int32]  # [R, N]
+    depth: NDArray[np.int32]  # [R, N] edges from the root
+    visits: NDArray[np.int32]  # [R, N]
+    value: NDArray[np.floating]  # [R, N, P] mean return from here, as each player sees it
+    raw_value: NDArray[np.floating]  # [R, N] the node's own evaluation, for the player to move
+    reward: NDArray[np.floating]  # [R, N] reward on the edge leading here, for the player who acted
+    latent: NDArray[np.floating]  # [R, N, L]
+    child: NDArray[np.int32]  # [R, E] node under the edge, 0 when there is none
+    edge_visits: NDArray[np.int32]  # [R, E]
+    prior: NDArray[np.floating]  # [R, E] probability of the action or code
+    score: NDArray[np.floating]  # [R, E] action: Q for the player who acts; code: Pr(c)/(N(c) + 1)
+
+
+class TreeOptions(NamedTuple):
+    """SearchConfig in the form the kernels read."""
+
+    actions: int
+    codes: int
+    players: int
+    simulations: int
+    max_depth: int
+    gumbel: bool
+    tree_wide: bool
+    sampled: bool
+    discount: float
+    min_q_range: float
+    value_scale: float
+    visit_offset: float
+
+
+class RootArrays(NamedTuple):
+    """What is known about the roots besides their trees."""
+
+    allowed: NDArray[np.bool_]  # [R, A]
+    scores: NDArray[np.floating]  # [R, A] gumbel noise + logits
+    schedule: NDArray[np.int32]  # [R, simulations] visit counts of sequential halving
+    exploration: NDArray[np.float64]  # [visits] PUCT's √N·(c1 + log((N + c2 + 1)/c2))
+    seeds: NDArray[np.uint64]  # [R]
+    simulations: NDArray[np.int32]  # [R] simulations this row is still owed
+
+
+def allocate_trees(
+    rows: int, nodes: int, edges: int, players: int, latent: int, dtype: type[np.floating]
+) -> TreeArrays:
+    """Room for `rows` trees of up to `nodes` nodes with up to `edges` edge slots in total."""
+    return TreeArrays(
+        size=np.zeros(rows, np.int32),
+        edges=np.zeros(rows, np.int32),
+        to_play=np.zeros(rows, np.int32),
+        bounds=np.zeros((rows, 2), dtype),
+        parent=np.zeros((rows, nodes), np.int32),
+        slot=np.zeros((rows, nodes), np.int32),
+        first_edge=np.zeros((rows, nodes), np.int32),
+        depth=np.zeros((rows, nodes), np.int32),
+        visits=np.zeros((rows, nodes), np.int32),
+        value=np.zeros((rows, nodes, players), dtype),
+        raw_value=np.zeros((rows, nodes), dtype),
+        reward=np.zeros((rows, nodes), dtype),
+        latent=np.zeros((rows, nodes, latent), dtype),
+        child=np.zeros((rows, edges), np.int32),
+        edge_visits=np.zeros((rows, edges), np.int32),
+        prior=np.zeros((rows, edges), dtype),
+        score=np.zeros((rows, edges), dtype),
+    )
+
+
+@njit
+def mover(trees, row, depth, options):  # type: ignore[no-untyped-def]
+    """The player who acts at a decision node of this depth, or who has just acted at a chance node."""
+    if options.players == 1:
+        return 0
+    return (trees.to_play[row] + depth // 2) % options.players
+
+
+@njit
+def add_node(trees, row, parent, slot, raw_value, reward, options):  # type: ignore[no-untyped-def]
+    """Append a node, evaluated but without its edges' priors, and return its number."""
+    node = trees.size[row]
+    depth = 0 if node == 0 else trees.depth[row, parent] + 1
+    trees.size[row] = node + 1
+    trees.parent[row, node] = parent
+    trees.slot[row, node] = slot
+    trees.depth[row, node] = depth
+    trees.visits[row, node] = 1
+    trees.raw_value[row, node] = raw_value
+    trees.reward[row, node] = reward
+    owner = mover(trees, row, depth, options)
+    for player in range(options.players):
+        trees.value[row, node, player] = raw_value if player == owner else -raw_value
+    first = trees.edges[row]
+    trees.first_edge[row, node] = first
+    edges = options.actions if depth % 2 == 0 else options.codes
+    trees.edges[row] = first + edges
+    for edge in range(first, first + edges):
+        trees.child[row, edge] = 0
+        trees.edge_visits[row, edge] = 0
+        trees.score[row, edge] = 0.0
+    if node == 0:
+        trees.bounds[row, 0] = raw_value
+        trees.bounds[row, 1] = raw_value
+    else:
+        trees.child[row, slot] = node
+    return node
+
+
+@njit
+def choose_code(trees, row, node, simulation, roots, options):  # type: ignore[no-untyped-def]
+    """The edge slot of the outcome to look at under a chance node."""
+    first = trees.first_edge[row, node]
+    if options.sampled:
+        address = (np.uint64(simulation) << np.uint64(32)) + np.uint64(trees.depth[row, node])
+        threshold = uniform(roots.seeds[row], CHANCE, address)
+        cumulative = 0.0
+        chosen = first
+        for edge in range(first, first + options.codes):
+            if trees.prior[row, edge] > 0.0:
+                chosen = edge
+                cumulative += trees.prior[row, edge]
+                if cumulative > threshold:
+                    break
+        return chosen
+    best = first
+    best_score = trees.score[row, first]
+    for edge in range(first + 1, first + options.codes):
+        if trees.score[row, edge] > best_score:
+            best_score = trees.score[row, edge]
+            best = edge
+    return best
+
+
+@njit
+def choose_by_puct(trees, row, node, roots, options):  # type: ignore[no-untyped-def]
+    """The edge slot of the action PUCT takes; the mask matters at the root only."""
+    first = trees.first_edge[row, node]
+    if options.tree_wide:
+        low = trees.bounds[row, 0]
+        high = trees.bounds[row, 1]
+    else:
+        low = trees.value[row, node, mover(trees, row, trees.depth[row, node], options)]
+        high = low
+        for edge in range(first, first + options.actions):
+            if trees.edge_visits[row, edge] > 0:
+                low = min(low, trees.score[row, edge])
+                high = max(high, trees.score[row, edge])
+    spread = max(high - low, max(options.min_q_range, _TINY))
+    weight = roots.exploration[trees.visits[row, node]]
+    best = -1
+    best_score = -np.inf
+    for action in range(options.actions):
+        if node == 0 and not roots.allowed[row, action]:
+            continue
+        edge = first + action
+        visits = trees.edge_visits[row, edge]
+        score = weight * trees.prior[row, edge] / (visits + 1)
+        if visits > 0:
+            score += (trees.score[row, edge] - low) / spread
+        if best < 0 or score > best_score:
+            best = edge
+            best_score = score
+    return best
+
+
+@njit
+def completed_q(trees, row, node, options, out):  # type: ignore[no-untyped-def]
+    """σ(completed Q) of a decision node into out[: A] (Danihelka et al. 2022, eq. 8 and App. D).
+
+    Unvisited actions get the mixed value: the node's own evaluation averaged with the Q of what was visited,
+    weighted by prior. Then Q is scaled to [0, 1] and weighed by c_scale·(c_visit + the largest visit count).
+    Returns the sum of the actions' visits.
+    """
+    first = trees.first_edge[row, node]
+    total_visits = 0
+    most_visits = 0
+    mass = 0.0
+    weighted = 0.0
+    for edge in range(first, first + options.actions):
+        visits = trees.edge_visits[row, edge]
+        total_visits += visits
+        most_visits = max(most_visits, visits)
+        if visits > 0:
+            probability = max(trees.prior[row, edge], _TINY_PROBABILITY)
+            mass += probability
+            weighted += probability * trees.score[row, edge]
+    mixed = float(trees.raw_value[row, node])
+    if total_visits > 0:
+        mixed = (mixed + total_visits * (weighted / mass)) / (total_visits + 1)
+    low = np.inf
+    high = -np.inf
+    for action in range(options.actions):
+        edge = first + action
+        out[action] = trees.score[row, edge] if trees.edge_visits[row, edge] > 0 else mixed
+        low = min(low, out[action])
+        high = max(high, out[action])
+    spread = max(high - low, max(options.min_q_range, _TINY))
+    weight = (options.visit_offset + most_visits) * options.value_scale
+    for action in range(options.actions):
+        out[action] = weight * (out[action] - low) / spread
+    return total_visits
+
+
+@njit
+def halving_action(trees, row, wanted_visits, roots, completed, options):  # type: ignore[no-untyped-def]
+    """The allowed root action with the best gumbel + logits + σ(Q) among those visited `wanted_visits` times."""
+    best = -1
+    best_score = -np.inf
+    for action in range(options.actions):
+        if roots.allowed[row, action] and trees.edge_visits[row, action] == wanted_visits:
+            score = roots.scores[row, action] + completed[action]
+            if best < 0 or score > best_score:
+                best = action
+                best_score = score
+    return best
+
+
+@njit
+def improved_policy(trees, row, node, completed, options):  # type: ignore[no-untyped-def]
+    """Turn σ(completed Q) in completed[: A] into π' = softmax(logits + σ(completed Q)), in place."""
+    first = trees.first_edge[row, node]
+    highest = -np.inf
+    for action in range(options.actions):
+        if trees.prior[row, first + action] > 0.0:
+            highest = max(highest, completed[action])
+    total = 0.0
+    for action in range(options.actions):
+        completed[action] = trees.prior[row, first + action] * np.exp(min(completed[action] - highest, 0.0))
+        total += completed[action]
+    for action in range(options.actions):
+        completed[action] /= total
+
+
+@njit
+def choose_by_gumbel(trees, row, node, roots, completed, options):  # type: ignore[no-untyped-def]
+    """The edge slot of the action Gumbel MuZero takes."""
+    first = trees.first_edge[row, node]
+    total_visits = completed_q(trees, row, node, options, completed)
+    if node == 0:
+        return first + halving_action(trees, row, roots.schedule[row, total_visits], roots, completed, options)
+    improved_policy(trees, row, node, completed, options)
+    best = 0
+    best_score = -np.inf
+    for action in range(options.actions):
+        score = completed[action] - trees.edge_visits[row, first + action] / (1.0 + total_visits)
+        if score > best_score:
+            best = action
+            best_score = score
+    return first + best
+
+
+@njit
+def select(trees, row, simulation, roots, completed, options):  # type: ignore[no-untyped-def]
+    """Walk down from the root to an edge that leads nowhere yet, or to the depth limit. Returns (node, slot)."""
+    node = 0
+    depth = 0
+    while True:
+        if depth % 2 == 1:
+            slot = choose_code(trees, row, node, simulation, roots, options)
+        elif options.gumbel:
+            slot = choose_by_gumbel(trees, row, node, roots, completed, options)
+        else:
+            slot = choose_by_puct(trees, row, node, roots, options)
+        depth += 1
+        child = trees.child[row, slot]
+        if child == 0 or depth >= options.max_depth:
+            return node, slot
+        node = child
+
+
+@njit
+def back_up(trees, row, leaf, gains, options):  # type: ignore[no-untyped-def]
+    """Carry the leaf's own evaluation to the root.
+
+    gains: [P] working memory: the return from the current node on, as each player sees it. What one player
+    gains counts against all others. Reward and discount belong to the edge out of a chance node; the edge out
+    of a decision node has reward 0 and discount 1, because no time passes between choosing and its outcome.
+    """
+    node = leaf
+    depth = trees.depth[row, leaf]
+    raw = trees.raw_value[row, leaf]
+    owner = mover(trees, row, depth, options)
+    for player in range(options.players):
+        gains[player] = raw if player == owner else -raw
+    while node != 0:
+        parent = trees.parent[row, node]
+        slot = trees.slot[row, node]
+        actor = mover(trees, row, depth - 1, options)
+        if depth % 2 == 0:
+            reward = trees.reward[row, node]
+            for player in range(options.players):
+                own = reward if player == actor else -reward
+                gains[player] = own + options.discount * gains[player]
+        visits = trees.visits[row, parent]
+        for player in range(options.players):
+            mean = trees.value[row, parent, player]
+            trees.value[row, parent, player] = (mean * visits + gains[player]) / (visits + 1)
+        trees.visits[row, parent] = visits + 1
+        taken = trees.edge_visits[row, slot] + 1
+        trees.edge_visits[row, slot] = taken
+        if depth % 2 == 0:
+            trees.score[row, slot] = trees.prior[row, slot] / (taken + 1)
+        else:
+            trees.score[row, slot] = trees.value[row, node, actor]
+        if options.tree_wide:
+            own_value = trees.value[row, node, mover(trees, row, depth, options)]
+            trees.bounds[row, 0] = min(trees.bounds[row, 0], own_value)
+            trees.bounds[row, 1] = max(trees.bounds[row, 1], own_value)
+        node = parent
+        depth -= 1
+    if options.tree_wide:
+        own_value = trees.value[row, 0, mover(trees, row, 0, options)]
+        trees.bounds[row, 0] = min(trees.bounds[row, 0], own_value)
+        trees.bounds[row, 1] = max(trees.bounds[row, 1], own_value)
