@@ -156,7 +156,7 @@ def epoch_milliseconds(times: pd.Series | pd.Index) -> Times:
     milliseconds = index.as_unit("ms")
     if not (milliseconds == index).all():
         row = int(np.argmin(milliseconds == index))
-        raise DataQualityError(f"row {row} opens at {index[row]}, a fraction of a millisecond; bars open on a grid.")
+        raise DataQualityError(f"row {row} opens at {index[row]}, between two milliseconds; bars open on a grid.")
     return milliseconds.asi8.copy()
 
 
