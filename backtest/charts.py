@@ -175,9 +175,9 @@ def overview(evaluation: Evaluation) -> Chart:
     )
     layout = {
         "xaxis": {"anchor": "y4", "rangeslider": {"visible": False}, "type": "date"},
-        "yaxis": {"domain": [0.62, 1.0], "title": {"text": "Equity"}, "tickformat": ",.4~g"},
+        "yaxis": {"domain": [0.62, 1.0], "title": {"text": "Equity"}},
         "yaxis2": {"domain": [0.45, 0.59], "title": {"text": "Drawdown"}, "tickformat": ".0%"},
-        "yaxis3": {"domain": [0.16, 0.42], "title": {"text": "Price"}, "tickformat": ",.5~g"},
+        "yaxis3": {"domain": [0.16, 0.42], "title": {"text": "Price"}},
         "yaxis4": {"domain": [0.0, 0.13], "title": {"text": "Position"}, "tickformat": ".0%"},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hovermode": "x unified",
@@ -349,7 +349,10 @@ def calendar(evaluation: Evaluation) -> Chart | None:
     grid = np.full((len(labels), len(names)), np.nan)
     grid[rows_keys, columns] = growth
     bound = float(np.abs(growth).max()) or 1.0
-    cells_text = [["" if not math.isfinite(v) else f"{v:.1%}" for v in row] for row in grid.tolist()]
+    cells_text = [
+        ["" if not math.isfinite(v) else f"{v + 0.0:.1%}".replace("-0.0%", "0.0%") for v in row]
+        for row in grid.tolist()
+    ]
     figure = {
         "data": [
             {
@@ -527,12 +530,14 @@ def luck(evaluation: Evaluation) -> list[Chart]:
         scale = math.sqrt(evaluation.run.market.days_per_year)
         samples = bootstrap.sharpe[np.isfinite(bootstrap.sharpe)] * scale
         low, high = sharpe.ci
-        marks = [(low, "", "ink"), (high, "", "ink"), (0.0, "zero", "ink")]
-        if sharpe.value is not None:
-            marks.append((sharpe.value, "measured", "policy"))
+        measured = sharpe.value or 0.0
+        # Two labels on one spot would be unreadable; the line at zero explains itself.
+        apart = abs(measured) > 0.12 * float(np.ptp(samples))
+        marks = [(low, "", "ink"), (high, "", "ink"), (0.0, "zero" if apart else "", "ink")]
+        marks.append((measured, "measured", "policy"))
         text = (
             f"Had history been dealt again in blocks of about {bootstrap.block_length:.0f} days, the Sharpe ratio would "
-            f"lie between {low:.2f} and {high:.2f} in 95 of 100 cases, and below zero in {np.mean(samples < 0):.0%}."
+            f"lie between {low:.2f} and {high:.2f} in 95% of cases, and below zero in {np.mean(samples < 0):.0%}."
         )
         charts.append(
             Chart(

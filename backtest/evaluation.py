@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from backtest.metrics import Floats, Ints, Metric, daily_series, deepest_drawdown
+from backtest.metrics import MIN_DAYS_TO_TRUST, Floats, Ints, Metric, daily_series, deepest_drawdown
 from backtest.results import Run
 from backtest.significance import (
     BootstrapResult,
@@ -85,11 +85,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Check:
-    """One question the verdict rests on. passed is None where it could not be asked."""
+    """One question the verdict rests on. passed is None where it could not be asked; doubt: what a failure means."""
 
     name: str
     passed: bool | None
     text: str
+    doubt: str
 
 
 @dataclass(frozen=True)
@@ -238,48 +239,65 @@ def judge(
     this sample's luck? (the bootstrap interval includes zero). Could it be the best of many tries? (Deflated Sharpe).
     Each test alone is wrong one time in twenty; asking all three keeps false claims well under that.
     """
-    sharpe = metrics["sharpe"]
-    low = sharpe.ci[0] if sharpe.ci is not None else None
     checks = [
-        Check(
-            "timing",
-            None if random_timing is None else random_timing.p_value <= SIGNIFICANCE,
-            "no random-timing baseline"
-            if random_timing is None
-            else f"p = {random_timing.p_value:.3f} against its own positions at random times",
-        ),
-        Check(
-            "interval",
-            None if low is None else low > 0.0,
-            "no interval for the Sharpe ratio"
-            if low is None
-            else f"95% interval of the Sharpe ratio starts at {low:.2f}",
-        ),
-        Check(
-            "deflated",
-            None if evidence.dsr is None else evidence.dsr >= 1.0 - SIGNIFICANCE,
-            "Deflated Sharpe undefined" if evidence.dsr is None else f"Deflated Sharpe probability {evidence.dsr:.2f}",
-        ),
+        _timing_check(random_timing),
+        _interval_check(metrics["sharpe"]),
+        _deflated_check(evidence),
     ]
     skill = all(check.passed for check in checks)
     total = metrics["total_return"].value
     held = None if buy_and_hold is None else buy_and_hold["total_return"].value
-    earned = "The result is undefined" if total is None else f"{'Earned' if total >= 0 else 'Lost'} {abs(total):.1%}"
-    beside = ""
-    if total is not None and held is not None:
-        relation = "ahead of" if total > held else "level with" if total == held else "behind"
-        beside = f", {relation} buy-and-hold's {held:+.1%}"
+    result = "the result is undefined"
+    if total is not None:
+        result = f"it {'earned' if total >= 0 else 'lost'} {abs(total):.1%}"
+    if held is not None:
+        result += f" while buy-and-hold {'earned' if held >= 0 else 'lost'} {abs(held):.1%}"
     if skill:
-        ending = "and the evidence of skill survives every check below."
+        sentence = f"Evidence of skill: {result}, and no check below could explain that by luck."
         if total is not None and held is not None and total <= held:
-            ending = "with evidence of skill, yet holding the asset would have paid more."
-        sentence = f"Evidence of skill: {earned[0].lower()}{earned[1:]}{beside}, {ending}"
+            sentence = f"Evidence of skill, but holding the asset paid as much or more: {result}."
     else:
-        failed = [check.text for check in checks if not check.passed]
-        sentence = f"No evidence of skill: {earned[0].lower()}{earned[1:]}{beside}, but {failed[0]}."
-        if days < 180:
+        failed = next(check for check in checks if not check.passed)
+        sentence = f"No evidence of skill: {result}, and {failed.doubt}."
+        if days < MIN_DAYS_TO_TRUST:
             sentence += f" {days:.0f} days are too few to tell much."
     return Verdict(skill, sentence, tuple(checks))
+
+
+def _timing_check(timing: RandomTiming | None) -> Check:
+    if timing is None:
+        doubt = "it hardly traded, so its timing cannot be compared with chance"
+        return Check("timing", None, "no positions to move to other times", doubt)
+    return Check(
+        "timing",
+        timing.p_value <= SIGNIFICANCE,
+        f"p = {timing.p_value:.3f} against its own positions at random times",
+        f"its own positions at random times did at least as well in {timing.p_value:.0%} of cases",
+    )
+
+
+def _interval_check(sharpe: Metric) -> Check:
+    if sharpe.ci is None or sharpe.value is None:
+        return Check("interval", None, "no interval for the Sharpe ratio", "its Sharpe ratio cannot be estimated")
+    low, high = sharpe.ci
+    place = "lies below zero" if high < 0.0 else "includes zero"
+    return Check(
+        "interval",
+        low > 0.0,
+        f"Sharpe ratio {sharpe.value:.2f}, 95% interval {low:.2f} to {high:.2f}",
+        f"the 95% interval of its Sharpe ratio, {low:.2f} to {high:.2f}, {place}",
+    )
+
+
+def _deflated_check(evidence: SharpeEvidence) -> Check:
+    if evidence.dsr is None:
+        return Check("deflated", None, "Deflated Sharpe undefined", "its returns do not vary")
+    return Check(
+        "deflated",
+        evidence.dsr >= 1.0 - SIGNIFICANCE,
+        f"Deflated Sharpe {evidence.dsr:.2f} (0.95 convinces)",
+        f"after all the tries on this split its Sharpe ratio is no surprise (Deflated Sharpe {evidence.dsr:.2f})",
+    )
 
 
 def random_timing(
@@ -307,6 +325,6 @@ def drawdown_text(run: Run) -> str:
     spell = deepest_drawdown(equity)
     if spell.depth == 0.0:
         return "Equity never fell below a former peak."
-    times = run.market.close_time.astype("datetime64[ms]").astype("datetime64[D]")
+    times = (run.market.close_time - 1).astype("datetime64[ms]").astype("datetime64[D]")
     end = "not recovered" if spell.end is None else f"recovered on {times[spell.end]}"
     return f"Deepest drawdown {spell.depth:.1%}, from {times[spell.start]} to {times[spell.trough]}, {end}."

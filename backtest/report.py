@@ -102,8 +102,9 @@ def report_json(evaluation: Evaluation, context: Context) -> dict[str, Any]:
             "split": context.split,
             "mode": context.mode,
             "bars": len(rows),
-            "first_decision": _iso(int(rows.close_time[0])),
-            "end": _iso(int(rows.close_time[-1])),
+            "first_decision": _iso(int(rows.timestamp[0])),
+            "first_decision_taken_at": _iso(int(rows.close_time[0])),
+            "last_bar": _iso(int(rows.timestamp[-1])),
             "days": float(rows.close_time[-1] - rows.close_time[0]) / 86_400_000.0,
             "days_per_year": rows.days_per_year,
         },
@@ -192,7 +193,7 @@ def _calibration_json(evaluation: Evaluation) -> dict[str, Any] | None:
 def provenance(evaluation: Evaluation, context: Context) -> Provenance:
     """The page's heading and its last table."""
     rows = evaluation.run.market
-    first, last = _iso(int(rows.close_time[0]))[:10], _iso(int(rows.close_time[-1]))[:10]
+    first, last = _iso(int(rows.timestamp[0]))[:10], _iso(int(rows.timestamp[-1]))[:10]
     seeds = evaluation.run.seeds
     shown = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]} ({len(seeds)})"
     plural = "seed" if len(seeds) == 1 else "seeds"
@@ -202,7 +203,7 @@ def provenance(evaluation: Evaluation, context: Context) -> Provenance:
             "Market",
             f"{rows.symbol} {rows.timeframe}, {len(rows):,} bars, {rows.days_per_year} trading days a year",
         ),
-        ("Split", f"{context.split}: first decision {first}, last mark {last}"),
+        ("Split", f"{context.split}: first decision on the bar of {first}, last bar {last}"),
         ("Fills", f"{context.mode}, seeds {shown}; single curves show seed {seeds[evaluation.run.representative]}"),
         (
             "Search",

@@ -33,7 +33,7 @@
   const narrow = () => window.innerWidth < 640;
 
   const axis = (given, colours) => ({
-    gridcolor: colours.grid, zerolinecolor: colours.muted, zerolinewidth: 1, linecolor: colours.grid, automargin: true, ...given,
+    gridcolor: colours.grid, separatethousands: true, exponentformat: "none", zerolinecolor: colours.muted, zerolinewidth: 1, linecolor: colours.grid, automargin: true, ...given,
   });
 
   const complete = (figure) => {
@@ -53,10 +53,17 @@
     if (narrow() && full.yaxis.title && full.yaxis2) {
       for (const name of ["yaxis", "yaxis2", "yaxis3", "yaxis4"]) full[name].title = { ...full[name].title, font: { size: 10 } };
     }
-    return { data: paint(figure.data, null), layout: full };
+    const data = paint(figure.data, null);
+    if (narrow()) {
+      for (const trace of data.filter((one) => one.type === "heatmap")) {
+        trace.textfont = { size: 9 };
+        trace.text = trace.text.map((row) => row.map((cell) => cell.replace("%", "")));
+      }
+    }
+    return { data, layout: full };
   };
 
-  const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], displayModeBar: "hover" };
+  const config = { responsive: true, displaylogo: false, displayModeBar: false };
 
   const draw = async () => {
     root.dataset.theme = theme;
@@ -80,6 +87,11 @@
     theme = event.matches ? "dark" : "light";
     draw();
   });
+  // A chart follows its box, not only the window: a scroll bar, a print preview or a phone turned round changes it too.
+  const boxes = new ResizeObserver((entries) => {
+    for (const { target } of entries) if (target.classList.contains("js-plotly-plot")) Plotly.Plots.resize(target);
+  });
+  document.querySelectorAll(".plot").forEach((box) => boxes.observe(box));
   let printedFrom = null;
   window.addEventListener("beforeprint", () => { printedFrom = theme; theme = "light"; draw(); });
   window.addEventListener("afterprint", () => { theme = printedFrom ?? theme; draw(); });
