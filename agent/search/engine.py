@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from agent.search.config import SearchConfig
 from agent.search.halving import halving_table
 from agent.search.inputs import SearchInputs, check_inputs
-from agent.search.kernel import Memory, ModelArrays, Outputs, RootInputs, search_rows
+from agent.search.kernel import Memory, Outputs, search_rows
 from agent.search.network_kernel import NetworkShape, allocate_scratch
 from agent.search.packing import pack_model
 from agent.search.result import SearchResult, SearchTrees
@@ -70,8 +70,9 @@ def halving_schedule(config: SearchConfig, inputs: SearchInputs) -> NDArray[np.i
     """[B, simulations] visit counts sequential halving asks for at each root; [B, 1] zeros without Gumbel."""
     if config.root != "gumbel" or inputs.simulations == 0:
         return np.zeros((inputs.batch, 1), np.int32)
-    considered = np.minimum(inputs.allowed.sum(axis=1), config.max_considered_actions)
-    return halving_table(min(config.max_considered_actions, inputs.allowed.shape[1]), inputs.simulations)[considered]
+    most = min(config.max_considered_actions, inputs.allowed.shape[1])
+    schedule: NDArray[np.int32] = halving_table(most, inputs.simulations)[np.minimum(inputs.allowed.sum(axis=1), most)]
+    return schedule
 
 
 class Workspace:
@@ -97,6 +98,7 @@ class Workspace:
         self.scores = np.zeros((rows, shape.actions), np.float64)
         self.memory = Memory(
             group=np.zeros((2, 3, rows), np.int32),
+            waiting=np.zeros(2, np.int64),
             gains=np.zeros(self._players, self._dtype),
             completed=np.zeros(shape.actions, np.float64),
         )
@@ -126,21 +128,29 @@ class SearchEngine:
         self._dtype: type[np.floating] = np.float64 if config.precision == "float64" else np.float32
         self._threads = config.threads or available_cores()
         self._pool: ThreadPoolExecutor | None = None
-        self._workspaces: list[Workspace] = []
         self._lock = threading.Lock()
         self._compiled = False
-        self.load(model)
+        model.require_finite()
+        self._model, self._arrays = model, pack_model(model, self._dtype)
+        self._workspaces = self._new_workspaces()
+
+    def _new_workspaces(self) -> list[Workspace]:
+        """Empty memory for every thread."""
+        shape, players = self._arrays.shape, self.config.players
+        return [Workspace(shape, players, self._dtype) for _ in range(self._threads)]
 
     def load(self, model: CoreWeights | TableModel) -> None:
-        """Search with these weights from now on; nothing is recompiled."""
+        """Search with these weights from now on; nothing is recompiled.
+
+        Raises SearchInputError naming the tensor when one is not finite.
+        """
         model.require_finite()
         arrays = pack_model(model, self._dtype)
         with self._lock:
-            if not self._workspaces or arrays.shape != self._arrays.shape:
-                self._workspaces = [
-                    Workspace(arrays.shape, self.config.players, self._dtype) for _ in range(self._threads)
-                ]
+            same_shape = arrays.shape == self._arrays.shape
             self._model, self._arrays = model, arrays
+            if not same_shape:
+                self._workspaces = self._new_workspaces()
 
     @property
     def num_actions(self) -> int:
@@ -188,28 +198,25 @@ class SearchEngine:
 
         Raises SearchInputError naming the argument when one has the wrong shape or is not finite.
         """
-        inputs = check_inputs(
-            self.config,
-            self._model,
-            latents,
-            policy_logits,
-            values,
-            action_mask=action_mask,
-            seeds=seeds,
-            explore=explore,
-            simulations=simulations,
-            to_play=to_play,
-            root_noise=root_noise,
-            resume=resume,
-        )
         with self._lock:
+            inputs = check_inputs(
+                self.config,
+                self._model,
+                latents,
+                policy_logits,
+                values,
+                action_mask=action_mask,
+                seeds=seeds,
+                explore=explore,
+                simulations=simulations,
+                to_play=to_play,
+                root_noise=root_noise,
+                resume=resume,
+            )
             if self._compiled:
                 return self._run(inputs, with_tree)
-            notice = threading.Timer(
-                _NOTICE_AFTER_SECONDS,
-                _LOGGER.warning,
-                ["Compiling the search for this machine; this takes some seconds, once, and is then cached."],
-            )
+            message = "Compiling the search for this machine; this takes some seconds, once, and is then cached."
+            notice = threading.Timer(_NOTICE_AFTER_SECONDS, _LOGGER.warning, [message])
             notice.start()
             try:
                 return self._run(inputs, with_tree)
@@ -261,7 +268,7 @@ class SearchEngine:
                     ),
                     inputs.roots.rows(rows),
                     options,
-                    Outputs(*(array[rows] for array in out)),
+                    out.rows(rows),
                 )
                 if trees is not None:
                     workspace.export(trees, rows)
@@ -275,7 +282,7 @@ class SearchEngine:
             search_groups(0)
             for other in others:
                 other.result()
-        return SearchResult(*out, trees=trees)
+        return SearchResult(*out, trees=trees.trimmed() if trees else None)
 
     def _empty_trees(self, inputs: SearchInputs) -> SearchTrees:
         """Room for a copy of every tree."""

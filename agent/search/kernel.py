@@ -7,22 +7,23 @@ row backs up. A row never looks at another row.
 Legend: R rows, A actions, C codes, L latent, P players.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# Kernels carry no annotations: numba infers their types, and their docstrings say what goes in.
+
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from agent.search import network_kernel, randomness, tree_kernel
+from agent.search import compilation, network_kernel, randomness, tree_kernel
+from agent.search.compilation import compiled
 from agent.search.network_kernel import (
     EMBEDDING,
     REWARD_ATOMS,
     VALUE_ATOMS,
     NetworkShape,
-    Scratch,
     aligned,
     embed,
     evaluate,
@@ -31,9 +32,6 @@ from agent.search.network_kernel import (
     softmax,
 )
 from agent.search.tree_kernel import (
-    RootArrays,
-    TreeArrays,
-    TreeOptions,
     add_node,
     back_up,
     completed_q,
@@ -80,6 +78,7 @@ class Memory(NamedTuple):
     """Working memory of a group of rows, besides trees and network scratch."""
 
     group: NDArray[np.int32]  # [2, 3, R] by kind of leaf: rows, parents, edge slots
+    waiting: NDArray[np.int64]  # [2] leaves gathered of each kind
     gains: NDArray[np.floating]  # [P]
     completed: NDArray[np.float64]  # [A]
 
@@ -95,26 +94,39 @@ class Outputs(NamedTuple):
     depth: NDArray[np.int32]  # [R]
     chance_probabilities: NDArray[np.float32]  # [R, A, C]
 
+    def rows(self, rows: slice) -> "Outputs":
+        """The same for some of the rows."""
+        return Outputs(
+            self.visits[rows],
+            self.action_weights[rows],
+            self.action[rows],
+            self.q_values[rows],
+            self.root_value[rows],
+            self.depth[rows],
+            self.chance_probabilities[rows],
+        )
+
 
 # In table mode the pieces of `layout`: the leaf's logits, its value, and the reward on the way to it.
 TABLE_LOGITS, TABLE_VALUES, TABLE_REWARDS, TABLE_LINKS = range(4)
 
 
-@njit
-def start_row(trees, row, roots, inputs, options):  # type: ignore[no-untyped-def]
+@compiled()
+def start_row(trees, row, roots, inputs, options):
     """Make the root, or refresh the root of a resumed tree, and mix noise into its prior."""
+    root = np.int64(0)
     value = inputs.values[row]
     if inputs.resumed[row]:
         # The prediction the root was made of gives way to the evaluation of what really came.
         correction = (value - trees.raw_value[row, 0]) / trees.visits[row, 0]
-        owner = mover(trees, row, 0, options)
+        owner = mover(trees, row, root, options)
         for player in range(options.players):
             trees.value[row, 0, player] += correction if player == owner else -correction
         trees.raw_value[row, 0] = value
     else:
         trees.size[row] = 0
         trees.edges[row] = 0
-        add_node(trees, row, 0, 0, value, 0.0, options)
+        add_node(trees, row, root, root, value, np.float32(0), options)
     for j in range(inputs.latents.shape[1]):
         trees.latent[row, 0, j] = inputs.latents[row, j]
     highest = -np.inf
@@ -135,8 +147,8 @@ def start_row(trees, row, roots, inputs, options):  # type: ignore[no-untyped-de
         trees.prior[row, action] = (1.0 - fraction) * prior + fraction * inputs.noise[row, action]
 
 
-@njit
-def attach(trees, row, parent, slot, raw_value, reward, logits, start, gains, options):  # type: ignore[no-untyped-def]
+@compiled()
+def attach(trees, row, parent, slot, raw_value, reward, logits, start, gains, options):
     """Append an evaluated leaf with its edges' probabilities, then back its value up. Returns its number."""
     node = add_node(trees, row, parent, slot, raw_value, reward, options)
     first = trees.first_edge[row, node]
@@ -151,26 +163,37 @@ def attach(trees, row, parent, slot, raw_value, reward, logits, start, gains, op
     return node
 
 
-@njit
-def expand_from_tables(trees, row, parent, slot, model, scratch, memory, options):  # type: ignore[no-untyped-def]
+@compiled()
+def expand_from_tables(trees, row, parent, slot, model, scratch, memory, options):
     """Look the leaf up."""
-    kind = trees.depth[row, parent] % 2
+    zero = np.int64(0)
+    kind = np.int64(trees.depth[row, parent]) % 2
     place = model.layout[kind]
     edges_here = options.codes if kind == 1 else options.actions
     edges_below = options.actions if kind == 1 else options.codes
-    entry = int(trees.latent[row, parent, 0]) * edges_here + slot - trees.first_edge[row, parent]
+    entry = np.int64(trees.latent[row, parent, 0]) * edges_here + slot - trees.first_edge[row, parent]
     state = model.links[place[TABLE_LINKS] + entry]
     for edge in range(edges_below):
         scratch.heads[edge] = model.params[place[TABLE_LOGITS] + state * edges_below + edge]
-    softmax(scratch.heads, 0, edges_below, scratch.bits, scratch.powers)
+    softmax(scratch.heads, zero, edges_below, scratch.bits, scratch.powers)
     value = model.params[place[TABLE_VALUES] + state]
     reward = model.params[place[TABLE_REWARDS] + entry] if kind == 1 else model.params.dtype.type(0)
-    node = attach(trees, row, parent, slot, value, reward, scratch.heads, 0, memory.gains, options)
+    node = attach(trees, row, parent, slot, value, reward, scratch.heads, zero, memory.gains, options)
     trees.latent[row, node, 0] = state
 
 
-@njit
-def expand_from_network(trees, kind, count, model, scratch, memory, options):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def leaf_of(memory, kind, index):
+    """(row, parent, edge slot) of a gathered leaf."""
+    return (
+        np.int64(memory.group[kind, 0, index]),
+        np.int64(memory.group[kind, 1, index]),
+        np.int64(memory.group[kind, 2, index]),
+    )
+
+
+@compiled()
+def expand_from_network(trees, kind, count, model, scratch, memory, options):
     """Evaluate the gathered leaves of one kind and attach them."""
     params, shape = model.params, model.shape
     width = shape.latent_width
@@ -182,7 +205,7 @@ def expand_from_network(trees, kind, count, model, scratch, memory, options):  #
         model.layout[kind, REWARD_ATOMS],
     )
     for index in range(count):
-        row, parent, slot = memory.group[kind, 0, index], memory.group[kind, 1, index], memory.group[kind, 2, index]
+        row, parent, slot = leaf_of(memory, kind, index)
         taken = slot - trees.first_edge[row, parent]
         source = (row * nodes + parent) * width
         embed(latents, source, params, embedding + taken * width, width, scratch.embedded, index * width)
@@ -190,7 +213,7 @@ def expand_from_network(trees, kind, count, model, scratch, memory, options):  #
     evaluate(kind, count, edges, params, model.layout, shape, scratch)
     heads_width = padded(aligned(edges) + shape.atoms)
     for index in range(count):
-        row, parent, slot = memory.group[kind, 0, index], memory.group[kind, 1, index], memory.group[kind, 2, index]
+        row, parent, slot = leaf_of(memory, kind, index)
         start = index * heads_width
         softmax(scratch.heads, start, aligned(edges), scratch.bits, scratch.powers)
         value = expectation(
@@ -214,11 +237,12 @@ def expand_from_network(trees, kind, count, model, scratch, memory, options):  #
             latents[to + j] = scratch.latent[embed_from + j]
 
 
-@njit
-def report_row(trees, row, roots, memory, options, out):  # type: ignore[no-untyped-def]
+@compiled()
+def report_row(trees, row, roots, memory, options, out):
     """Read the results off a finished tree."""
-    total = 0
-    most = 0
+    root = np.int64(0)
+    total = np.int64(0)
+    most = np.int64(0)
     for action in range(options.actions):
         visits = trees.edge_visits[row, action]
         total += visits
@@ -228,18 +252,18 @@ def report_row(trees, row, roots, memory, options, out):  # type: ignore[no-unty
         for code in range(options.codes):
             out.chance_probabilities[row, action, code] = 0.0
         if visits > 0:
-            first = trees.first_edge[row, trees.child[row, action]]
+            first = np.int64(trees.first_edge[row, trees.child[row, action]])
             for code in range(options.codes):
                 out.chance_probabilities[row, action, code] = trees.prior[row, first + code]
-    out.root_value[row] = trees.value[row, 0, mover(trees, row, 0, options)]
+    out.root_value[row] = trees.value[row, 0, mover(trees, row, root, options)]
     deepest = 0
     for node in range(trees.size[row]):
         deepest = max(deepest, trees.depth[row, node])
     out.depth[row] = deepest // 2
     if options.gumbel:
-        completed_q(trees, row, 0, options, memory.completed)
+        completed_q(trees, row, root, options, memory.completed)
         out.action[row] = halving_action(trees, row, most, roots, memory.completed, options)
-        improved_policy(trees, row, 0, memory.completed, options)
+        improved_policy(trees, row, root, memory.completed, options)
         for action in range(options.actions):
             out.action_weights[row, action] = memory.completed[action]
         return
@@ -262,54 +286,49 @@ def report_row(trees, row, roots, memory, options, out):  # type: ignore[no-unty
 def _sources_digest() -> str:
     """A fingerprint of every file that is compiled into the kernel."""
     digest = hashlib.sha256()
-    for module in (network_kernel, randomness, tree_kernel):
+    for module in (compilation, network_kernel, randomness, tree_kernel):
         digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _build(sources: str) -> Callable[..., Any]:
+def _build(sources: str) -> Any:
     """Compile `search_rows`. `sources` becomes part of numba's cache key: by itself the cache notices changes in
     this file only, and would go on running yesterday's tree_kernel.py."""
 
-    @njit(nogil=True, cache=True)
-    def search_rows(count, model, trees, scratch, memory, roots, inputs, options, out):  # type: ignore[no-untyped-def]
+    @compiled(entry=True)
+    def search_rows(count, model, trees, scratch, memory, roots, inputs, options, out):
         """Search `count` rows and write the results to `out`."""
         _ = sources
         owed = 0
         for row in range(count):
             start_row(trees, row, roots, inputs, options)
             owed = max(owed, roots.simulations[row])
+        waiting = memory.waiting
         for simulation in range(owed):
-            waiting_0 = 0
-            waiting_1 = 0
+            waiting[0] = waiting[1] = 0
             for row in range(count):
                 if simulation >= roots.simulations[row]:
                     continue
                 parent, slot = select(trees, row, simulation, roots, memory.completed, options)
-                child = trees.child[row, slot]
+                child = np.int64(trees.child[row, slot])
                 if child != 0:  # the depth limit: the same leaf counts once more
                     trees.visits[row, child] += 1
                     back_up(trees, row, child, memory.gains, options)
                 elif model.is_table:
                     expand_from_tables(trees, row, parent, slot, model, scratch, memory, options)
                 else:
-                    kind = trees.depth[row, parent] % 2
-                    place = waiting_1 if kind == 1 else waiting_0
-                    memory.group[kind, 0, place] = row
-                    memory.group[kind, 1, place] = parent
-                    memory.group[kind, 2, place] = slot
-                    if kind == 1:
-                        waiting_1 += 1
-                    else:
-                        waiting_0 += 1
+                    kind = np.int64(trees.depth[row, parent]) % 2
+                    memory.group[kind, 0, waiting[kind]] = row
+                    memory.group[kind, 1, waiting[kind]] = parent
+                    memory.group[kind, 2, waiting[kind]] = slot
+                    waiting[kind] += 1
             for kind in range(2):
-                waiting = waiting_1 if kind == 1 else waiting_0
-                if waiting > 0:
-                    expand_from_network(trees, kind, waiting, model, scratch, memory, options)
+                if waiting[kind] > 0:
+                    expand_from_network(trees, kind, waiting[kind], model, scratch, memory, options)
         for row in range(count):
             report_row(trees, row, roots, memory, options, out)
 
-    return search_rows  # type: ignore[no-any-return]
+    return search_rows
 
 
 search_rows = _build(_sources_digest())

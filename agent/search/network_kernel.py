@@ -18,22 +18,19 @@ signed ones, and with it LLVM does not vectorise the loops.
 Legend: M rows of a group, L latent, H hidden, V atoms.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# Kernels carry no annotations: numba infers their types, and their docstrings say what goes in.
+
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from agent.search.compilation import ANY_ORDER, FIXED_ORDER, compiled, prefer_wide_vectors
 from agent.search.weights import CoreWeights
 
 LANES = 8  # logits of a softmax come in multiples of this
-PANEL = 32  # columns computed together: four rows of accumulators fit in the vector registers
-
-# Rounding may be contracted into fused multiply-adds and zeros may lose their sign. No reassociation here:
-# it would let the compiler sum in an order that depends on the number of rows.
-_FIXED_ORDER = {"contract", "nnan", "ninf", "nsz", "arcp"}
-# Sums along a row may be reordered: every row goes through the same instructions anyway.
-_ANY_ORDER = _FIXED_ORDER | {"reassoc"}
+PANEL = 64  # columns computed together: four rows of accumulators fit in the vector registers
 
 _EPSILON = 1e-5  # of LayerNorm and of min-max scaling
 
@@ -69,13 +66,13 @@ class Scratch(NamedTuple):
     powers: NDArray[np.float32]  # [heads_width] ... and read as floats: the same memory
 
 
-@njit
+@compiled()
 def padded(size: int) -> int:
     """`size` rounded up to whole panels."""
     return (size + PANEL - 1) // PANEL * PANEL
 
 
-@njit
+@compiled()
 def aligned(size: int) -> int:
     """`size` rounded up to whole vectors, so that a loop over logits has no remainder."""
     return (size + LANES - 1) // LANES * LANES
@@ -170,18 +167,18 @@ _P2, _P3, _P4, _P5, _P6, _P7 = (np.uint64(i * PANEL) for i in range(2, 8))
 _0, _1, _2, _3, _4, _5, _6, _7, _8 = (np.uint64(i) for i in range(9))
 
 
-@njit(fastmath=_FIXED_ORDER)
-def matmul(x, rows, inputs, params, weight, bias, outputs, relu, tile, out):  # type: ignore[no-untyped-def]
-    """out[m] = (relu of) x[m]·W + b for m < rows.
+@compiled(fastmath=FIXED_ORDER)
+def matmul(x, rows, inputs, params, weight, bias, outputs, lowest, tile, out):
+    """out[m] = max(x[m]·W + b, lowest) for m < rows; lowest is 0 for a ReLU layer and far below for a linear one.
 
     x: flat [rows, inputs]; out: flat [rows, outputs]. weight, bias: where W (packed in panels) and b start in
     params. Four rows at a time share the loads of W; a single row runs through all panels for each input, so
     that enough sums are under way at once. The order of the additions is the same in both.
     """
+    prefer_wide_vectors()
     x_width, out_width = np.uint64(inputs), np.uint64(outputs)
     w, b = np.uint64(weight), np.uint64(bias)
     steps, panels, count = x_width // _4, out_width // _P, np.uint64(rows)
-    zero = x.dtype.type(0)
     row = _0
     while count - row >= _2:
         # Two or three leftover rows go through the tile as four: the last one is computed again for the rest.
@@ -211,30 +208,28 @@ def matmul(x, rows, inputs, params, weight, bias, outputs, relu, tile, out):  # 
                     tile[_P + j] = tile[_P + j] + b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
                     tile[_P2 + j] = tile[_P2 + j] + c0 * w0 + c1 * w1 + c2 * w2 + c3 * w3
                     tile[_P3 + j] = tile[_P3 + j] + d0 * w0 + d1 * w1 + d2 * w2 + d3 * w3
-            if relu:
-                for j in range(_P * _4):
-                    tile[j] = max(tile[j], zero)
             at = panel * _P
             for j in range(_P):
-                out[o0 + at + j] = tile[j]
+                out[o0 + at + j] = max(tile[j], lowest)
             for j in range(_P):
-                out[o1 + at + j] = tile[_P + j]
+                out[o1 + at + j] = max(tile[_P + j], lowest)
             for j in range(_P):
-                out[o2 + at + j] = tile[_P2 + j]
+                out[o2 + at + j] = max(tile[_P2 + j], lowest)
             for j in range(_P):
-                out[o3 + at + j] = tile[_P3 + j]
+                out[o3 + at + j] = max(tile[_P3 + j], lowest)
         row = min(row + _4, count)
     if row < count:
         x0, o0 = row * x_width, row * out_width
         for j in range(out_width):
             out[o0 + j] = params[b + j]
-        for step in range(x_width // _8):
-            k = x0 + step * _8
-            a0, a1, a2, a3 = x[k], x[k + _1], x[k + _2], x[k + _3]
-            a4, a5, a6, a7 = x[k + _4], x[k + _5], x[k + _6], x[k + _7]
-            for panel in range(panels):
-                line = w + (panel * x_width + step * _8) * _P
-                at = o0 + panel * _P
+        for panel in range(panels):
+            at = o0 + panel * _P
+            column = w + panel * x_width * _P
+            for step in range(x_width // _8):
+                k = x0 + step * _8
+                a0, a1, a2, a3 = x[k], x[k + _1], x[k + _2], x[k + _3]
+                a4, a5, a6, a7 = x[k + _4], x[k + _5], x[k + _6], x[k + _7]
+                line = column + step * _8 * _P
                 for j in range(_P):
                     out[at + j] = (
                         out[at + j]
@@ -247,13 +242,12 @@ def matmul(x, rows, inputs, params, weight, bias, outputs, relu, tile, out):  # 
                         + a6 * params[line + _P6 + j]
                         + a7 * params[line + _P7 + j]
                     )
-        if relu:
-            for j in range(out_width):
-                out[o0 + j] = max(out[o0 + j], zero)
+        for j in range(out_width):
+            out[o0 + j] = max(out[o0 + j], lowest)
 
 
-@njit(fastmath=_ANY_ORDER)
-def layer_norm(x, start, size, params, gain, bias, out):  # type: ignore[no-untyped-def]
+@compiled(fastmath=ANY_ORDER)
+def layer_norm(x, start, size, params, gain, bias, out):
     """LayerNorm of x[start : start + size] into the same place of `out`."""
     first, length = np.uint64(start), np.uint64(size)
     g, b = np.uint64(gain), np.uint64(bias)
@@ -271,8 +265,8 @@ def layer_norm(x, start, size, params, gain, bias, out):  # type: ignore[no-unty
         out[first + j] = (x[first + j] - mean) * scale * params[g + j] + params[b + j]
 
 
-@njit(fastmath=_ANY_ORDER)
-def minmax(x, start, size):  # type: ignore[no-untyped-def]
+@compiled(fastmath=ANY_ORDER)
+def minmax(x, start, size):
     """Scale x[start : start + size] to [0, 1] in place."""
     first, length = np.uint64(start), np.uint64(size)
     real = x.dtype.type
@@ -286,8 +280,8 @@ def minmax(x, start, size):  # type: ignore[no-untyped-def]
         x[first + j] = (x[first + j] - low) * scale
 
 
-@njit(fastmath=_ANY_ORDER)
-def exponentials(logits, start, size, bits, powers):  # type: ignore[no-untyped-def]
+@compiled(fastmath=ANY_ORDER)
+def exponentials(logits, start, size, bits, powers):
     """Replace logits[start : start + size] by exp(logit − largest logit) and return their sum.
 
     In float32, exp(x) = 2⁻ⁿ·eʳ with n = round(−x / ln 2) and a Taylor polynomial for eʳ, |r| ≤ ln 2 / 2, whose
@@ -322,8 +316,8 @@ def exponentials(logits, start, size, bits, powers):  # type: ignore[no-untyped-
     return total
 
 
-@njit(fastmath=_ANY_ORDER)
-def expectation(logits, start, size, params, atoms, bits, powers):  # type: ignore[no-untyped-def]
+@compiled(fastmath=ANY_ORDER)
+def expectation(logits, start, size, params, atoms, bits, powers):
     """Σ softmax(logits)·atoms of logits[start : start + size], which are overwritten."""
     total = exponentials(logits, start, size, bits, powers)
     first, length, a = np.uint64(start), np.uint64(size), np.uint64(atoms)
@@ -333,8 +327,8 @@ def expectation(logits, start, size, params, atoms, bits, powers):  # type: igno
     return weighted / total
 
 
-@njit(fastmath=_ANY_ORDER)
-def softmax(logits, start, size, bits, powers):  # type: ignore[no-untyped-def]
+@compiled(fastmath=ANY_ORDER)
+def softmax(logits, start, size, bits, powers):
     """Probabilities of logits[start : start + size], in place."""
     total = exponentials(logits, start, size, bits, powers)
     first, length = np.uint64(start), np.uint64(size)
@@ -343,23 +337,23 @@ def softmax(logits, start, size, bits, powers):  # type: ignore[no-untyped-def]
         logits[first + j] *= scale
 
 
-@njit(fastmath=_ANY_ORDER)
-def embed(latents, source, params, embedding, width, out, target):  # type: ignore[no-untyped-def]
+@compiled(fastmath=ANY_ORDER)
+def embed(latents, source, params, embedding, width, out, target):
     """out[target :] = latents[source :] + embedding, `width` numbers of each."""
     s, e, t = np.uint64(source), np.uint64(embedding), np.uint64(target)
     for j in range(np.uint64(width)):
         out[t + j] = latents[s + j] + params[e + j]
 
 
-@njit(fastmath=_ANY_ORDER)
-def add(x, out, size):  # type: ignore[no-untyped-def]
+@compiled(fastmath=ANY_ORDER)
+def add(x, out, size):
     """out[: size] += x[: size]."""
     for j in range(np.uint64(size)):
         out[j] += x[j]
 
 
-@njit
-def evaluate(kind, rows, edges, params, layout, shape, scratch):  # type: ignore[no-untyped-def]
+@compiled()
+def evaluate(kind, rows, edges, params, layout, shape, scratch):
     """Evaluate a group of leaves of one kind: 0 under an action (φ, ψ), 1 under a code (g, f).
 
     On entry scratch.embedded holds the parents' latents plus the embeddings of the edges taken. On return
@@ -367,42 +361,19 @@ def evaluate(kind, rows, edges, params, layout, shape, scratch):  # type: ignore
     and its value's atoms, and scratch.reward those of the reward (kind 1 only).
     """
     piece = layout[kind]
-    latent, hidden = shape.latent_width, shape.hidden_width
+    latent, hidden, tile = shape.latent_width, shape.hidden_width, scratch.tile
+    relu, linear = params.dtype.type(0), params.dtype.type(-1e30)
+    x, normed, deep, new = scratch.embedded, scratch.normed, scratch.hidden, scratch.latent
     for row in range(rows):
-        start = row * latent
-        layer_norm(scratch.embedded, start, shape.latent, params, piece[GAIN], piece[BIAS], scratch.normed)
-    matmul(scratch.normed, rows, latent, params, piece[W1], piece[B1], hidden, True, scratch.tile, scratch.hidden)
+        layer_norm(x, row * latent, shape.latent, params, piece[GAIN], piece[BIAS], normed)
+    matmul(normed, rows, latent, params, piece[W1], piece[B1], hidden, relu, tile, deep)
     if kind == 1:
         width = shape.reward_width
-        matmul(
-            scratch.hidden,
-            rows,
-            hidden,
-            params,
-            piece[REWARD_W],
-            piece[REWARD_B],
-            width,
-            False,
-            scratch.tile,
-            scratch.reward,
-        )
-    matmul(scratch.hidden, rows, hidden, params, piece[W2], piece[B2], latent, False, scratch.tile, scratch.latent)
-    add(scratch.embedded, scratch.latent, rows * latent)
+        matmul(deep, rows, hidden, params, piece[REWARD_W], piece[REWARD_B], width, linear, tile, scratch.reward)
+    matmul(deep, rows, hidden, params, piece[W2], piece[B2], latent, linear, tile, new)
+    add(x, new, rows * latent)
     for row in range(rows):
-        minmax(scratch.latent, row * latent, shape.latent)
-    matmul(
-        scratch.latent,
-        rows,
-        latent,
-        params,
-        piece[HIDDEN_W],
-        piece[HIDDEN_B],
-        hidden,
-        True,
-        scratch.tile,
-        scratch.hidden,
-    )
+        minmax(new, row * latent, shape.latent)
+    matmul(new, rows, latent, params, piece[HIDDEN_W], piece[HIDDEN_B], hidden, relu, tile, deep)
     width = padded(aligned(edges) + shape.atoms)
-    matmul(
-        scratch.hidden, rows, hidden, params, piece[HEADS_W], piece[HEADS_B], width, False, scratch.tile, scratch.heads
-    )
+    matmul(deep, rows, hidden, params, piece[HEADS_W], piece[HEADS_B], width, linear, tile, scratch.heads)

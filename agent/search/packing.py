@@ -1,6 +1,7 @@
 """A model as the kernel reads it: one flat array of parameters and a table of where each piece starts."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.search import kernel, network_kernel
 from agent.search.kernel import ModelArrays
@@ -15,7 +16,7 @@ def pack_model(model: CoreWeights | TableModel, dtype: type[np.floating]) -> Mod
         params, layout, shape = network_kernel.pack(model, dtype)
         return ModelArrays(False, params, layout, np.zeros(1, np.int32), shape)
     # Looking under an action finds the afterstate's tables (kind 0), under a code the state's (kind 1).
-    pieces = (
+    pieces: tuple[tuple[NDArray[np.floating], ...], ...] = (
         (np.maximum(model.chance_logits, -1e30), model.afterstate_values, np.zeros(0)),
         (model.policy_logits, model.values, model.rewards),
     )

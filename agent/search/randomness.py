@@ -6,6 +6,8 @@ finaliser of SplitMix64 (Steele, Lea and Flood 2014) applied to the address.
 Legend: B batch, A actions.
 """
 
+from typing import Any
+
 import numpy as np
 from numba.extending import register_jitable
 from numpy.typing import NDArray
@@ -24,14 +26,14 @@ _UNIT = 2.0**-53
 
 
 @register_jitable
-def _mixed(bits):  # type: ignore[no-untyped-def]
+def _mixed(bits: Any) -> Any:
     bits = (bits ^ (bits >> _30)) * _MIX_1
     bits = (bits ^ (bits >> _27)) * _MIX_2
     return bits ^ (bits >> _31)
 
 
 @register_jitable
-def uniform(seed, stream, index):  # type: ignore[no-untyped-def]
+def uniform(seed: Any, stream: Any, index: Any) -> Any:
     """A number in (0, 1) for the address (seed, stream, index), all uint64: scalars when compiled, else arrays."""
     bits = _mixed(_mixed(_mixed(seed + _GOLDEN) ^ (stream * _GOLDEN)) + (index * _GOLDEN))
     return ((bits >> _11) + 0.5) * _UNIT

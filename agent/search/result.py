@@ -5,7 +5,7 @@ Legend: B batch, A actions, C chance codes, N nodes, E edge slots, P players, L 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,7 +15,8 @@ from agent.search.tree_kernel import TreeArrays
 from agent.search.weights import SearchInputError
 
 
-class Node(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Node:
     """One node of a tree, for tests and for display."""
 
     index: int  # in order of creation; the root is 0
@@ -30,7 +31,8 @@ class Node(NamedTuple):
     probability: float  # of the edge leading here, by policy or chance model; 1 for the root
 
 
-class VariationStep(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class VariationStep:
     """One environment step of a principal variation: an action and, where the tree goes on, its outcome."""
 
     action: int
@@ -53,6 +55,16 @@ class SearchTrees:
 
     def __len__(self) -> int:
         return len(self.arrays.size)
+
+    def trimmed(self) -> Self:
+        """The same without the unused ends of the arrays."""
+        nodes, edges = int(self.arrays.size.max(initial=1)), int(self.arrays.edges.max(initial=1))
+        arrays = self.arrays._asdict()
+        for name in ("parent", "slot", "first_edge", "depth", "visits", "value", "raw_value", "reward", "latent"):
+            arrays[name] = arrays[name][:, :nodes]
+        for name in ("child", "edge_visits", "prior", "score"):
+            arrays[name] = arrays[name][:, :edges]
+        return type(self)(TreeArrays(**arrays), self.num_actions, self.num_codes)
 
     def _player(self, row: int, depth: int) -> int:
         players = self.arrays.value.shape[2]

@@ -19,12 +19,15 @@ Ties go to the lowest index.
 Legend: R rows, N nodes, E edge slots, P players, A actions, C codes, L latent width.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
+# Kernels carry no annotations: numba infers their types, and their docstrings say what goes in.
+
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from agent.search.compilation import compiled
 from agent.search.randomness import CHANCE, uniform
 
 _TINY = 1e-8  # smallest range Q is scaled by, as in mctx
@@ -106,19 +109,19 @@ def allocate_trees(
     )
 
 
-@njit
-def mover(trees, row, depth, options):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def mover(trees, row, depth, options):
     """The player who acts at a decision node of this depth, or who has just acted at a chance node."""
     if options.players == 1:
         return 0
     return (trees.to_play[row] + depth // 2) % options.players
 
 
-@njit
-def add_node(trees, row, parent, slot, raw_value, reward, options):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def add_node(trees, row, parent, slot, raw_value, reward, options):
     """Append a node, evaluated but without its edges' priors, and return its number."""
-    node = trees.size[row]
-    depth = 0 if node == 0 else trees.depth[row, parent] + 1
+    node = np.int64(trees.size[row])
+    depth = np.int64(0) if node == 0 else np.int64(trees.depth[row, parent]) + 1
     trees.size[row] = node + 1
     trees.parent[row, node] = parent
     trees.slot[row, node] = slot
@@ -129,7 +132,7 @@ def add_node(trees, row, parent, slot, raw_value, reward, options):  # type: ign
     owner = mover(trees, row, depth, options)
     for player in range(options.players):
         trees.value[row, node, player] = raw_value if player == owner else -raw_value
-    first = trees.edges[row]
+    first = np.int64(trees.edges[row])
     trees.first_edge[row, node] = first
     edges = options.actions if depth % 2 == 0 else options.codes
     trees.edges[row] = first + edges
@@ -145,10 +148,10 @@ def add_node(trees, row, parent, slot, raw_value, reward, options):  # type: ign
     return node
 
 
-@njit
-def choose_code(trees, row, node, simulation, roots, options):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def choose_code(trees, row, node, simulation, roots, options):
     """The edge slot of the outcome to look at under a chance node."""
-    first = trees.first_edge[row, node]
+    first = np.int64(trees.first_edge[row, node])
     if options.sampled:
         address = (np.uint64(simulation) << np.uint64(32)) + np.uint64(trees.depth[row, node])
         threshold = uniform(roots.seeds[row], CHANCE, address)
@@ -170,15 +173,15 @@ def choose_code(trees, row, node, simulation, roots, options):  # type: ignore[n
     return best
 
 
-@njit
-def choose_by_puct(trees, row, node, roots, options):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def choose_by_puct(trees, row, node, roots, options):
     """The edge slot of the action PUCT takes; the mask matters at the root only."""
-    first = trees.first_edge[row, node]
+    first = np.int64(trees.first_edge[row, node])
     if options.tree_wide:
         low = trees.bounds[row, 0]
         high = trees.bounds[row, 1]
     else:
-        low = trees.value[row, node, mover(trees, row, trees.depth[row, node], options)]
+        low = trees.value[row, node, mover(trees, row, np.int64(trees.depth[row, node]), options)]
         high = low
         for edge in range(first, first + options.actions):
             if trees.edge_visits[row, edge] > 0:
@@ -202,21 +205,21 @@ def choose_by_puct(trees, row, node, roots, options):  # type: ignore[no-untyped
     return best
 
 
-@njit
-def completed_q(trees, row, node, options, out):  # type: ignore[no-untyped-def]
+@compiled()
+def completed_q(trees, row, node, options, out):
     """σ(completed Q) of a decision node into out[: A] (Danihelka et al. 2022, eq. 8 and App. D).
 
     Unvisited actions get the mixed value: the node's own evaluation averaged with the Q of what was visited,
     weighted by prior. Then Q is scaled to [0, 1] and weighed by c_scale·(c_visit + the largest visit count).
     Returns the sum of the actions' visits.
     """
-    first = trees.first_edge[row, node]
+    first = np.int64(trees.first_edge[row, node])
     total_visits = 0
     most_visits = 0
     mass = 0.0
     weighted = 0.0
     for edge in range(first, first + options.actions):
-        visits = trees.edge_visits[row, edge]
+        visits = np.int64(trees.edge_visits[row, edge])
         total_visits += visits
         most_visits = max(most_visits, visits)
         if visits > 0:
@@ -240,8 +243,8 @@ def completed_q(trees, row, node, options, out):  # type: ignore[no-untyped-def]
     return total_visits
 
 
-@njit
-def halving_action(trees, row, wanted_visits, roots, completed, options):  # type: ignore[no-untyped-def]
+@compiled()
+def halving_action(trees, row, wanted_visits, roots, completed, options):
     """The allowed root action with the best gumbel + logits + σ(Q) among those visited `wanted_visits` times."""
     best = -1
     best_score = -np.inf
@@ -254,10 +257,10 @@ def halving_action(trees, row, wanted_visits, roots, completed, options):  # typ
     return best
 
 
-@njit
-def improved_policy(trees, row, node, completed, options):  # type: ignore[no-untyped-def]
+@compiled()
+def improved_policy(trees, row, node, completed, options):
     """Turn σ(completed Q) in completed[: A] into π' = softmax(logits + σ(completed Q)), in place."""
-    first = trees.first_edge[row, node]
+    first = np.int64(trees.first_edge[row, node])
     highest = -np.inf
     for action in range(options.actions):
         if trees.prior[row, first + action] > 0.0:
@@ -270,13 +273,15 @@ def improved_policy(trees, row, node, completed, options):  # type: ignore[no-un
         completed[action] /= total
 
 
-@njit
-def choose_by_gumbel(trees, row, node, roots, completed, options):  # type: ignore[no-untyped-def]
+@compiled()
+def choose_by_gumbel(trees, row, node, roots, completed, options):
     """The edge slot of the action Gumbel MuZero takes."""
-    first = trees.first_edge[row, node]
+    first = np.int64(trees.first_edge[row, node])
     total_visits = completed_q(trees, row, node, options, completed)
     if node == 0:
-        return first + halving_action(trees, row, roots.schedule[row, total_visits], roots, completed, options)
+        return first + halving_action(
+            trees, row, np.int64(roots.schedule[row, total_visits]), roots, completed, options
+        )
     improved_policy(trees, row, node, completed, options)
     best = 0
     best_score = -np.inf
@@ -288,11 +293,11 @@ def choose_by_gumbel(trees, row, node, roots, completed, options):  # type: igno
     return first + best
 
 
-@njit
-def select(trees, row, simulation, roots, completed, options):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def select(trees, row, simulation, roots, completed, options):
     """Walk down from the root to an edge that leads nowhere yet, or to the depth limit. Returns (node, slot)."""
-    node = 0
-    depth = 0
+    node = np.int64(0)
+    depth = np.int64(0)
     while True:
         if depth % 2 == 1:
             slot = choose_code(trees, row, node, simulation, roots, options)
@@ -301,14 +306,14 @@ def select(trees, row, simulation, roots, completed, options):  # type: ignore[n
         else:
             slot = choose_by_puct(trees, row, node, roots, options)
         depth += 1
-        child = trees.child[row, slot]
+        child = np.int64(trees.child[row, slot])
         if child == 0 or depth >= options.max_depth:
             return node, slot
         node = child
 
 
-@njit
-def back_up(trees, row, leaf, gains, options):  # type: ignore[no-untyped-def]
+@compiled(inline=True)
+def back_up(trees, row, leaf, gains, options):
     """Carry the leaf's own evaluation to the root.
 
     gains: [P] working memory: the return from the current node on, as each player sees it. What one player
@@ -316,14 +321,14 @@ def back_up(trees, row, leaf, gains, options):  # type: ignore[no-untyped-def]
     of a decision node has reward 0 and discount 1, because no time passes between choosing and its outcome.
     """
     node = leaf
-    depth = trees.depth[row, leaf]
+    depth = np.int64(trees.depth[row, leaf])
     raw = trees.raw_value[row, leaf]
     owner = mover(trees, row, depth, options)
     for player in range(options.players):
         gains[player] = raw if player == owner else -raw
     while node != 0:
-        parent = trees.parent[row, node]
-        slot = trees.slot[row, node]
+        parent = np.int64(trees.parent[row, node])
+        slot = np.int64(trees.slot[row, node])
         actor = mover(trees, row, depth - 1, options)
         if depth % 2 == 0:
             reward = trees.reward[row, node]
@@ -348,6 +353,6 @@ def back_up(trees, row, leaf, gains, options):  # type: ignore[no-untyped-def]
         node = parent
         depth -= 1
     if options.tree_wide:
-        own_value = trees.value[row, 0, mover(trees, row, 0, options)]
+        own_value = trees.value[row, 0, mover(trees, row, depth, options)]
         trees.bounds[row, 0] = min(trees.bounds[row, 0], own_value)
         trees.bounds[row, 1] = max(trees.bounds[row, 1], own_value)

@@ -142,27 +142,27 @@ class CoreWeights:
     @property
     def num_actions(self) -> int:
         """A."""
-        return self.action_embedding.shape[0]
+        return int(self.action_embedding.shape[0])
 
     @property
     def num_codes(self) -> int:
         """C."""
-        return self.code_embedding.shape[0]
+        return int(self.code_embedding.shape[0])
 
     @property
     def latent_size(self) -> int:
         """L."""
-        return self.phi_w1.shape[0]
+        return int(self.phi_w1.shape[0])
 
     @property
     def hidden_size(self) -> int:
         """H."""
-        return self.phi_w1.shape[1]
+        return int(self.phi_w1.shape[1])
 
     @property
     def num_atoms(self) -> int:
         """V."""
-        return self.atoms.shape[0]
+        return int(self.atoms.shape[0])
 
     def require_finite(self) -> None:
         """Raise SearchInputError naming the first tensor that holds a NaN or an infinity."""
