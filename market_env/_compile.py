@@ -17,7 +17,8 @@ from numba import njit
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _COMPILED_MODULES = (
-    "_compile.py", "analytic_kernel.py", "costs.py", "fills.py", "kernel.py", "rewards.py", "rng.py", "rows.py"
+    "_compile.py", "analytic_kernel.py", "costs.py", "fills.py", "kernel.py", "rewards.py", "rng.py", "rows.py",
+    "snapshot.py"
 )  # fmt: skip
 
 
@@ -29,6 +30,14 @@ def source_stamp() -> str:
         path = Path(__file__).with_name(name)
         digest.update(path.read_bytes() if path.exists() else b"absent")
     return digest.hexdigest()
+
+
+def inlined(function: _Function) -> _Function:
+    """`compiled`, but always merged into its callers by LLVM: for the arithmetic inside the loops.
+
+    For functions of numbers and rows. An array argument would be reference-counted at each call even when inlined.
+    """
+    return cast(_Function, njit(nogil=True, error_model="numpy", forceinline=True)(function))
 
 
 def compiled(function: _Function) -> _Function:

@@ -19,10 +19,10 @@ volatility on the bars this was designed on, so the half-spread h is a fact of t
 
 import math
 
-from market_env._compile import compiled
+from market_env._compile import inlined
 
 
-@compiled
+@inlined
 def volume_cap_fraction(quantity: float, volume: float, median_volume: float, volume_cap: float) -> float:
     """Largest fillable fraction of `quantity` > 0 in a bar of `volume`.
 
@@ -34,7 +34,7 @@ def volume_cap_fraction(quantity: float, volume: float, median_volume: float, vo
     return 1.0 if available >= quantity else available / quantity
 
 
-@compiled
+@inlined
 def arrival_price(open_: float, low: float, high: float, sigma: float, latency: float, z: float) -> float:
     """Mid price when the order arrives, `latency` (fraction of a bar) after the open: a martingale step, clipped."""
     if latency <= 0.0:
@@ -43,13 +43,13 @@ def arrival_price(open_: float, low: float, high: float, sigma: float, latency: 
     return min(max(open_ * math.exp(math.sqrt(variance) * z - 0.5 * variance), low), high)
 
 
-@compiled
+@inlined
 def spread_slippage(half_spread: float, kappa: float, sigma: float, z: float) -> float:
     """Half-spread plus volatility slippage, fraction of the price."""
     return half_spread + kappa * sigma * abs(z)
 
 
-@compiled
+@inlined
 def square_root_impact(coefficient: float, sigma: float, quantity: float, median_volume: float) -> float:
     """Average impact of `quantity` >= 0, fraction of the price; zero where volume is unknown."""
     if median_volume <= 0.0:
@@ -57,36 +57,25 @@ def square_root_impact(coefficient: float, sigma: float, quantity: float, median
     return (2.0 / 3.0) * coefficient * sigma * math.sqrt(quantity / median_volume)
 
 
-@compiled
+@inlined
 def limit_fill_price(
-    side: float,
-    limit: float,
-    open_: float,
-    low: float,
-    high: float,
-    tick: float,
-    touch_u: float,
-    touch_probability: float,
+    side: float, limit: float, open_: float, low: float, high: float, tick: float, touch_fills: bool
 ) -> float:
     """Where a limit order fills in a bar, or 0.0 if it does not.
 
     A buy fills at the open if that is already at or under its price; at its price if the low trades through it by
-    more than a tick; on a mere touch with `touch_probability` (the queue is ahead of us); else not. Sells mirror.
+    more than a tick; on a mere touch only with luck (`touch_fills`: the queue is ahead of us). Sells mirror.
     """
     if side > 0.0:
         if open_ <= limit:
             return open_
-        if low < limit - tick or (low <= limit and touch_u < touch_probability):
-            return limit
-        return 0.0
+        return limit if low < limit - tick or (low <= limit and touch_fills) else 0.0
     if open_ >= limit:
         return open_
-    if high > limit + tick or (high >= limit and touch_u < touch_probability):
-        return limit
-    return 0.0
+    return limit if high > limit + tick or (high >= limit and touch_fills) else 0.0
 
 
-@compiled
+@inlined
 def round_to_lot(quantity: float, lot_size: float) -> float:
     """`quantity` >= 0 rounded down to whole lots (0: no lots); a billionth of a lot forgives division noise."""
     if lot_size <= 0.0:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from market_env import costs, fills, rng
-from market_env._compile import compiled
+from market_env._compile import compiled, inlined
 from market_env.config import BPS, MarketConfig
 from market_env.instrument import Instrument
 
@@ -31,10 +31,14 @@ ACCOUNT = np.dtype(
         ("cash", np.float64),
         ("units", np.float64),
         ("equity", np.float64),  # at the last mark
+        ("previous_equity", np.float64),  # at the mark before it
+        ("previous_drawdown", np.float64),
         ("mark_price", np.float64),  # last close
         ("clock", np.float64),  # epoch ms of the last close
         ("initial_equity", np.float64),
         ("peak_equity", np.float64),
+        ("exposure", np.float64),  # position value / equity at the last mark
+        ("drawdown", np.float64),  # fraction lost from the peak at the last mark
         ("log_growth", np.float64),  # sum of log returns = ln(equity / initial equity)
         ("accrued_interest", np.float64),  # part of negative cash that is interest, which bears no interest
         ("entry_price", np.float64),  # average, costs included
@@ -47,6 +51,9 @@ ACCOUNT = np.dtype(
         ("order_quantity", np.float64),  # signed, pending for the next bar; 0: none
         ("order_limit", np.float64),  # limit price of the pending order; 0: market order
         ("order_all_in", np.float64),  # 1: the quantity is whatever margin allows at the fill
+        ("start_price", np.float64),  # within a bar: from here the position held to the close is measured
+        ("exit_price", np.float64),  # within a bar: where the position was liquidated; 0: it was not
+        ("funding", np.float64),  # within a bar: charged so far
         ("fee_factor", np.float64),  # domain randomisation; 1 otherwise
         ("spread_factor", np.float64),
         ("slippage_factor", np.float64),
@@ -124,10 +131,17 @@ RECORD = np.dtype([(name, np.float64) for name in RECORD_FIELDS])
 BAR_FIELDS = ("open", "high", "low", "close", "volume", "sigma", "median_volume", "timestamp")
 BAR = np.dtype([(name, np.float64) for name in BAR_FIELDS])
 
-# Explicit draws for tests, in the place of addressed ones; NaN in the first means: draw.
-DRAWS = ("reject_u", "partial_u", "fraction_u", "touch_u", "arrival_z", "spread_z")
-NO_DRAWS = np.full(len(DRAWS), np.nan)
-NO_DRAWS.setflags(write=False)
+# The random numbers of one fill: uniforms in (0, 1) and standard normals.
+DRAWS = np.dtype(
+    [
+        ("reject_u", np.float64),
+        ("partial_u", np.float64),
+        ("fraction_u", np.float64),
+        ("touch_u", np.float64),
+        ("arrival_z", np.float64),
+        ("spread_z", np.float64),
+    ]
+)
 
 _SMALLEST_EQUITY_FRACTION = 1e-12  # of the initial equity: floor inside the logarithm of a wiped-out account
 
@@ -183,10 +197,14 @@ def open_account(account: Record, seed: np.uint64, initial_equity: float) -> Non
     account.cash = initial_equity
     account.units = 0.0
     account.equity = initial_equity
+    account.previous_equity = initial_equity
+    account.previous_drawdown = 0.0
     account.mark_price = 0.0
     account.clock = 0.0
     account.initial_equity = initial_equity
     account.peak_equity = initial_equity
+    account.exposure = 0.0
+    account.drawdown = 0.0
     account.log_growth = 0.0
     account.accrued_interest = 0.0
     account.entry_price = 0.0
@@ -199,32 +217,44 @@ def open_account(account: Record, seed: np.uint64, initial_equity: float) -> Non
     account.order_quantity = 0.0
     account.order_limit = 0.0
     account.order_all_in = 0.0
+    account.start_price = 0.0
+    account.exit_price = 0.0
+    account.funding = 0.0
     account.fee_factor = 1.0
     account.spread_factor = 1.0
     account.slippage_factor = 1.0
     account.latency_factor = 1.0
 
 
-@compiled
-def exposure_of(account: Record) -> float:
-    """Position value / equity at the last mark; 0 for a wiped-out account."""
-    if account.equity <= 0.0:
-        return 0.0
-    exposure: float = account.units * account.mark_price / account.equity
-    return exposure
+@inlined
+def mark(account: Record, close: float, clock: float) -> float:
+    """Value the account at `close` (known at `clock`, epoch ms); returns the log return since the last mark.
 
-
-@compiled
-def drawdown_of(account: Record) -> float:
-    """Fraction lost from the peak at the last mark."""
-    drawdown: float = 1.0 - account.equity / account.peak_equity
-    return drawdown
+    An account with nothing left owes no more than it has: it is emptied, see `advance` for the shortfall.
+    """
+    before = account.equity
+    equity = max(account.cash + account.units * close, 0.0)
+    if equity == 0.0:
+        account.cash = 0.0
+        account.units = 0.0
+    floor = _SMALLEST_EQUITY_FRACTION * account.initial_equity
+    log_return = math.log(max(equity, floor) / max(before, floor))
+    account.previous_equity = before
+    account.previous_drawdown = account.drawdown
+    account.equity = equity
+    account.mark_price = close
+    account.clock = clock
+    account.log_growth += log_return
+    account.peak_equity = max(account.peak_equity, equity)
+    account.exposure = account.units * close / max(equity, floor)
+    account.drawdown = 1.0 - equity / account.peak_equity
+    return log_return
 
 
 # --- the decision, at the close of bar t ---------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def place_order(
     account: Record, rules: Record, target: float, quantity: float, sigma: float, median_volume: float
 ) -> None:
@@ -235,11 +265,10 @@ def place_order(
     account.order_limit = 0.0
     account.order_all_in = 0.0
     size = fills.round_to_lot(abs(quantity), rules.lot_size)
-    if size <= 0.0 or size * account.mark_price < rules.min_notional:
-        account.order_quantity = 0.0
-        return
-    account.order_quantity = size if quantity > 0.0 else -size
-    if rules.limit_orders:
+    if size * account.mark_price < rules.min_notional:
+        size = 0.0
+    account.order_quantity = math.copysign(size, quantity)
+    if rules.limit_orders and size > 0.0:
         account.order_limit = _limit_price(account.mark_price, quantity > 0.0, rules.limit_offset, rules.tick_size)
 
 
@@ -253,26 +282,22 @@ def _limit_price(close: float, buy: bool, offset: float, tick: float) -> float:
     return price
 
 
-@compiled
+@inlined
 def order_exposure(account: Record, rules: Record, target: float, sigma: float, median_volume: float) -> None:
     """Order the difference to `target` exposure: target * E / C - units, unless it lies inside the no-trade band."""
-    quantity = 0.0
-    if account.equity > 0.0:
-        exposure = account.units * account.mark_price / account.equity
-        if target == 0.0:
-            quantity = -account.units
-        elif abs(target - exposure) >= rules.no_trade_band:
-            quantity = target * account.equity / account.mark_price - account.units
+    quantity = target * account.equity / account.mark_price - account.units
+    if target != 0.0 and abs(target - account.exposure) < rules.no_trade_band:
+        quantity = 0.0
     place_order(account, rules, target, quantity, sigma, median_volume)
 
 
-@compiled
+@inlined
 def order_units(account: Record, rules: Record, target: float, sigma: float, median_volume: float) -> None:
     """Order the difference to `target` units."""
     place_order(account, rules, target, target - account.units, sigma, median_volume)
 
 
-@compiled
+@inlined
 def order_all_in(account: Record, rules: Record, target: float, sigma: float, median_volume: float) -> None:
     """Order as much as margin allows at the fill (target +1 or -1), or close the position (target 0).
 
@@ -289,10 +314,35 @@ def order_all_in(account: Record, rules: Record, target: float, sigma: float, me
     account.order_all_in = 1.0
 
 
-# --- the bar that follows ------------------------------------------------------------------------------------------
+# --- randomness ------------------------------------------------------------------------------------------------------
 
 
 @compiled
+def draw_fill(account: Record, rules: Record, timestamp: float, draws: Record) -> None:
+    """Write the draws of the pending order, addressed by (seed, instrument, timestamp of the bar that fills it)."""
+    address = np.uint64(np.int64(timestamp))
+    word_0, word_1, word_2, word_3 = rng.words_at(account.seed, rules.instrument, address, rng.FILL_BLOCK)
+    draws.reject_u = rng.uniform(word_0)
+    draws.partial_u = rng.uniform(word_1)
+    draws.arrival_z = rng.normal(rng.uniform(word_2))
+    draws.spread_z = rng.normal(rng.uniform(word_3))
+    draw_rare(account, rules, timestamp, draws)
+
+
+@compiled
+def draw_rare(account: Record, rules: Record, timestamp: float, draws: Record) -> None:
+    """The draws that few fills need: the fraction of a partial fill, the luck of a limit order that is touched."""
+    if draws.partial_u < rules.partial_probability or account.order_limit > 0.0:
+        address = np.uint64(np.int64(timestamp))
+        word_0, word_1, _, _ = rng.words_at(account.seed, rules.instrument, address, rng.RARE_FILL_BLOCK)
+        draws.fraction_u = rng.uniform(word_0)
+        draws.touch_u = rng.uniform(word_1)
+
+
+# --- the bar that follows ------------------------------------------------------------------------------------------
+
+
+@inlined
 def advance(
     account: Record,
     rules: Record,
@@ -303,16 +353,32 @@ def advance(
     close: float,
     volume: float,
     duration: float,
-    draws: np.ndarray[Any, Any],
+    draws: Record,
     record: Record,
 ) -> None:
     """Take the account through one bar: fill the pending order from the open, mark at the close, write the record.
 
-    timestamp, duration: bar open (epoch ms) and length (ms). draws: [6] explicit draws, or NaN first to address them.
+    timestamp, duration: bar open (epoch ms) and length (ms). draws: of the pending order (unread if there is none, or
+    in deterministic mode). `record.t` is the caller's.
     """
-    equity_before = account.equity
+    begin_bar(account, rules, timestamp, open_, high, low, volume, draws, record)
+    end_bar(account, rules, timestamp, high, low, close, duration, record)
+
+
+@inlined
+def begin_bar(
+    account: Record,
+    rules: Record,
+    timestamp: float,
+    open_: float,
+    high: float,
+    low: float,
+    volume: float,
+    draws: Record,
+    record: Record,
+) -> None:
+    """First half of `advance`: what happened since the last close, and the fill."""
     units_before = account.units
-    gap_pnl = units_before * (open_ - account.mark_price)
     record.target = account.target
     record.qty_ordered = account.order_quantity
     record.qty_filled = 0.0
@@ -323,114 +389,94 @@ def advance(
     record.fee = 0.0
     record.slippage_cost = 0.0
     record.impact_cost = 0.0
-    record.latency_pnl = 0.0
-    record.liquidation_cost = 0.0
+    record.gap_pnl = units_before * (open_ - account.mark_price)
 
-    funding = _carry(account, rules, account.clock, timestamp, account.mark_price)
-    exit_price = 0.0
-    if rules.enforce_margin:
-        exit_price = _breach_at_open(account, rules, open_)
-    start_price = open_  # price from which the position held to the close is measured
-    if exit_price > 0.0:
-        account.order_quantity = 0.0
+    account.funding = 0.0
+    if timestamp > account.clock:
+        account.funding = _carry(account, rules, account.clock, timestamp, account.mark_price)
+    account.start_price = open_
+    account.exit_price = 0.0
+    if rules.enforce_margin and costs.breaches_maintenance(account.cash, account.units, open_, rules.maintenance):
+        account.exit_price = open_
     elif account.order_quantity != 0.0:
-        if account.order_limit > 0.0 and rules.enforce_margin:
+        if account.order_limit > 0.0:
             # A resting order may fill after the wick: test the position that was held first (the stop comes first).
-            exit_price = _breach_in_bar(account, rules, open_, high, low)
-        if exit_price > 0.0:
-            account.order_quantity = 0.0
-        else:
-            start_price = _fill(account, rules, timestamp, open_, high, low, volume, draws, record)
-            record.latency_pnl = units_before * (start_price - open_)
-    if exit_price == 0.0 and rules.enforce_margin:
-        exit_price = _breach_in_bar(account, rules, start_price, high, low)
+            account.exit_price = _liquidation_in_bar(account, rules, open_, high, low)
+        if account.exit_price == 0.0:
+            account.start_price = _fill(account, rules, open_, high, low, volume, draws, record)
+    record.latency_pnl = units_before * (account.start_price - open_)
 
-    units = account.units
+
+@inlined
+def end_bar(
+    account: Record,
+    rules: Record,
+    timestamp: float,
+    high: float,
+    low: float,
+    close: float,
+    duration: float,
+    record: Record,
+) -> None:
+    """Second half of `advance`: liquidation by the wick, the cost of holding, the mark."""
+    start_price, exit_price = account.start_price, account.exit_price
+    if exit_price == 0.0:
+        exit_price = _liquidation_in_bar(account, rules, start_price, high, low)
     liquidated = exit_price > 0.0
+    record.liquidation_cost = 0.0
     if liquidated:
-        record.bar_pnl = units * (exit_price - start_price)
+        record.bar_pnl = account.units * (exit_price - start_price)
         record.liquidation_cost = _liquidate(account, rules, exit_price)
     else:
-        record.bar_pnl = units * (close - start_price)
-        funding += _carry(account, rules, timestamp, timestamp + duration, close)
+        record.bar_pnl = account.units * (close - start_price)
+        account.funding += _carry(account, rules, timestamp, timestamp + duration, close)
 
-    equity = account.cash + account.units * close
-    bad_debt = 0.0
-    if equity <= 0.0:
-        # Nothing is left, and the account owes no more than it has: the venue eats the shortfall.
-        bad_debt = -equity
-        liquidated = liquidated or account.units != 0.0
-        account.units = 0.0
-        account.cash = 0.0
-        equity = 0.0
-    account.equity = equity
-    account.mark_price = close
-    account.clock = timestamp + duration
+    value = account.cash + account.units * close
+    wiped_out = value <= 0.0 and account.equity > 0.0
+    record.bad_debt = max(-value, 0.0)  # the venue eats the shortfall
+    log_return = mark(account, close, timestamp + duration)
+    account.bars_held = account.bars_held + 1.0 if account.units != 0.0 else 0.0
     account.order_quantity = 0.0
     account.order_limit = 0.0
     account.order_all_in = 0.0
-    _age_position(account, units_before)
-
-    floor = _SMALLEST_EQUITY_FRACTION * account.initial_equity
-    log_return = math.log(max(equity, floor) / max(equity_before, floor)) if equity != equity_before else 0.0
-    account.log_growth += log_return
-    if equity > account.peak_equity:
-        account.peak_equity = equity
 
     record.timestamp = timestamp
-    record.equity = equity
+    record.equity = account.equity
     record.cash = account.cash
     record.units = account.units
-    record.exposure = exposure_of(account)
-    record.gap_pnl = gap_pnl
-    record.funding = funding
-    record.bad_debt = bad_debt
+    record.exposure = account.exposure
+    record.funding = account.funding
     record.log_return = log_return
-    record.drawdown = drawdown_of(account)
-    record.liquidated = 1.0 if liquidated else 0.0
+    record.drawdown = account.drawdown
+    record.liquidated = 1.0 if liquidated or wiped_out else 0.0
 
 
-@compiled
+@inlined
 def _carry(account: Record, rules: Record, start: float, end: float, price: float) -> float:
     """Charge funding or interest for holding the account's position and debt over (start, end]; returns the cost."""
-    if account.cash >= 0.0:
-        account.accrued_interest = 0.0
-        if account.units == 0.0 or (account.units > 0.0 and not rules.perpetual):
-            return 0.0
     if rules.perpetual:
         count = costs.settlements_between(start, end, rules.funding_interval)
-        cost = count * rules.funding_rate * account.units * price
-        account.cash -= cost
-        return cost
-    debt = max(-(account.cash + account.accrued_interest), 0.0)
-    cost = costs.simple_interest(account.units, debt, price, end - start, rules.short_rate, rules.debt_rate)
+        cost: float = count * rules.funding_rate * account.units * price
+    else:
+        # Interest bears no interest: while there is debt, what was charged on it is kept apart.
+        accrued = account.accrued_interest if account.cash < 0.0 else 0.0
+        debt = max(-(account.cash + accrued), 0.0)
+        cost = costs.simple_interest(account.units, debt, price, end - start, rules.short_rate, rules.debt_rate)
+        account.accrued_interest = accrued + cost
     account.cash -= cost
-    account.accrued_interest += cost
     return cost
 
 
-@compiled
-def _breach_at_open(account: Record, rules: Record, open_: float) -> float:
-    """The open if the position no longer meets maintenance margin there, else 0."""
-    cash, units = account.cash, account.units
-    if not costs.needs_margin(cash, units):
-        return 0.0
-    if cash + units * open_ < rules.maintenance * abs(units) * open_:
-        return open_
-    return 0.0
-
-
-@compiled
-def _breach_in_bar(account: Record, rules: Record, start_price: float, high: float, low: float) -> float:
+@inlined
+def _liquidation_in_bar(account: Record, rules: Record, start_price: float, high: float, low: float) -> float:
     """Price at which the position is liquidated between `start_price` and the adverse extreme of the bar, or 0."""
     cash, units = account.cash, account.units
-    if not costs.needs_margin(cash, units):
+    adverse = low if units > 0.0 else high
+    if not (rules.enforce_margin and costs.breaches_maintenance(cash, units, adverse, rules.maintenance)):
         return 0.0
     price = costs.liquidation_price(cash, units, rules.maintenance)
-    if units > 0.0:
-        return min(price, start_price) if low < price else 0.0
-    # A short without cash is beyond its price already: it goes at the start.
-    return max(price, start_price) if high > price else 0.0
+    # Already beyond its price when the bar begins (or right after the fill): it goes at once.
+    return min(price, start_price) if units > 0.0 else max(price, start_price)
 
 
 @compiled
@@ -446,67 +492,49 @@ def _liquidate(account: Record, rules: Record, price: float) -> float:
         account.sigma,
         math.sqrt(2.0 / math.pi),
     ) + fills.square_root_impact(rules.impact, account.sigma, size, account.median_volume)
-    cost = size * price * (min(slippage, rules.cost_cap) + rules.liquidation_fee)
+    cost: float = size * price * (min(slippage, rules.cost_cap) + rules.liquidation_fee)
     account.cash += account.units * price - cost
     account.units = 0.0
     return cost
 
 
-@compiled
+@inlined
 def _fill(
     account: Record,
     rules: Record,
-    timestamp: float,
     open_: float,
     high: float,
     low: float,
     volume: float,
-    draws: np.ndarray[Any, Any],
+    draws: Record,
     record: Record,
 ) -> float:
     """Fill the pending order as far as the bar allows; returns the arrival price (the open if nothing arrived)."""
     ordered = abs(account.order_quantity)
-    side = 1.0 if account.order_quantity > 0.0 else -1.0
-    address = np.uint64(np.int64(timestamp))
-    fraction, arrival_z, spread_z, rejected = 1.0, 0.0, 0.0, False
+    side = math.copysign(1.0, account.order_quantity)
+    account.fill_fraction = 0.0
+    fraction = 1.0
     if rules.stochastic:
-        explicit = not math.isnan(draws[0])
-        word_0, word_1, word_2, word_3 = np.uint64(0), np.uint64(0), np.uint64(0), np.uint64(0)
-        if explicit:
-            reject_u, partial_u, arrival_z, spread_z = draws[0], draws[1], draws[4], draws[5]
-        else:
-            word_0, word_1, word_2, word_3 = rng.words_at(account.seed, rules.instrument, address, rng.FILL_BLOCK)
-            reject_u, partial_u = rng.uniform(word_0), rng.uniform(word_1)
-        rejected = reject_u < rules.reject_probability
-        if rejected:
-            account.fill_fraction = 0.0
+        if draws.reject_u < rules.reject_probability:
             record.rejected = 1.0
             return open_
-        if not explicit:
-            arrival_z, spread_z = rng.normal(rng.uniform(word_2)), rng.normal(rng.uniform(word_3))
         fraction = fills.volume_cap_fraction(ordered, volume, account.median_volume, rules.volume_cap)
-        if partial_u < rules.partial_probability:
-            fraction_u = draws[2] if explicit else rng.uniform(_rare_word(account, rules, address, 0))
-            fraction *= rng.beta_2_2(fraction_u)
+        if draws.partial_u < rules.partial_probability:
+            fraction *= rng.beta_2_2(draws.fraction_u)
 
-    fee_rate = rules.taker_fee
+    arrival = open_
+    fee_rate = rules.taker_fee * account.fee_factor
     if account.order_limit > 0.0:
-        touch_u = 1.0
-        if rules.stochastic:
-            touch_u = draws[3] if explicit else rng.uniform(_rare_word(account, rules, address, 1))
-        arrival = fills.limit_fill_price(
-            side, account.order_limit, open_, low, high, rules.tick_size, touch_u, rules.touch_probability
-        )
+        touched = rules.stochastic and draws.touch_u < rules.touch_probability
+        arrival = fills.limit_fill_price(side, account.order_limit, open_, low, high, rules.tick_size, touched)
         if arrival == 0.0:
-            account.fill_fraction = 0.0
             return open_
         if arrival != open_:
-            fee_rate = rules.maker_fee
-    else:
+            fee_rate = rules.maker_fee * account.fee_factor
+    elif rules.stochastic:
         arrival = fills.arrival_price(
-            open_, low, high, account.sigma, rules.latency * account.latency_factor, arrival_z
+            open_, low, high, account.sigma, rules.latency * account.latency_factor, draws.arrival_z
         )
-    fee_rate *= account.fee_factor
 
     quantity = fills.round_to_lot(fraction * ordered, rules.lot_size)
     spread, cost = 0.0, 0.0
@@ -515,7 +543,7 @@ def _fill(
             rules.half_spread * account.spread_factor,
             rules.kappa * account.slippage_factor,
             account.sigma,
-            spread_z,
+            draws.spread_z,
         )
         impact = fills.square_root_impact(rules.impact, account.sigma, quantity, account.median_volume)
         cost = min(spread + impact, rules.cost_cap)
@@ -527,53 +555,35 @@ def _fill(
             side, account.cash, account.units, arrival, price, fee_rate, rules.max_leverage
         )
         if account.order_all_in > 0.0:
-            quantity = fills.round_to_lot(fraction * affordable, rules.lot_size)
-        elif affordable < quantity:
-            quantity = fills.round_to_lot(affordable, rules.lot_size)
+            quantity = fraction * affordable
+        quantity = fills.round_to_lot(min(quantity, affordable), rules.lot_size)
 
+    fee = fee_rate * quantity * price
     record.arrival_price = arrival
-    account.fill_fraction = quantity / ordered
-    record.fill_fraction = account.fill_fraction
-    if quantity > 0.0:
-        fee = fee_rate * quantity * price
-        record.qty_filled = side * quantity
-        record.fill_price = price
-        record.fee = fee
-        record.slippage_cost = quantity * arrival * spread
-        record.impact_cost = quantity * arrival * (cost - spread)
-        _exchange(account, side * quantity, price, fee)
+    record.qty_filled = side * quantity
+    record.fill_price = price if quantity > 0.0 else 0.0
+    record.fee = fee
+    record.slippage_cost = quantity * arrival * spread
+    record.impact_cost = quantity * arrival * (cost - spread)
+    record.fill_fraction = quantity / ordered
+    account.fill_fraction = record.fill_fraction
+    _exchange(account, side * quantity, price, fee)
     return arrival
 
 
-@compiled
-def _rare_word(account: Record, rules: Record, address: np.uint64, lane: int) -> np.uint64:
-    word_0, word_1, _, _ = rng.words_at(account.seed, rules.instrument, address, rng.RARE_FILL_BLOCK)
-    return word_0 if lane == 0 else word_1
-
-
-@compiled
+@inlined
 def _exchange(account: Record, quantity: float, price: float, fee: float) -> None:
     """Swap cash for units and keep the average entry price."""
-    units = account.units + quantity
     before = account.units
+    units = before + quantity
     account.cash -= quantity * price + fee
     account.units = units
     if before * units <= 0.0:  # opened, closed or turned over
-        account.entry_price = price if units != 0.0 else 0.0
+        account.entry_price = price
         account.entry_sigma = account.sigma
         account.bars_held = 0.0
     elif before * quantity > 0.0:  # increased
         account.entry_price += (price - account.entry_price) * (quantity / units)
-
-
-@compiled
-def _age_position(account: Record, units_before: float) -> None:
-    if account.units == 0.0:
-        account.entry_price = 0.0
-        account.entry_sigma = 0.0
-        account.bars_held = 0.0
-    else:
-        account.bars_held += 1.0
 
 
 # --- whole series --------------------------------------------------------------------------------------------------
@@ -600,6 +610,7 @@ def run_series(
     """Follow a series of targets on bars [start, stop) for each account.
 
     accounts: [S] ACCOUNT. rules: [1] RULES. bars: [N] BAR. targets: [N], decided at each close; NaN places no order.
+    draws: one DRAWS row to work in.
     record, record_values: one RECORD row and the same memory as [25] float64. columns: [J] field numbers to keep.
     ledger: [J, S, stop - start] output. The decision on the last bar is not taken: nothing could fill it.
     """
@@ -608,8 +619,10 @@ def run_series(
         account = accounts[s]
         for t in range(start, stop):
             bar = bars[t]
+            if rule.stochastic and account.order_quantity != 0.0:
+                draw_fill(account, rule, bar.timestamp, draws[0])
             advance(
-                account, rule, bar.timestamp, bar.open, bar.high, bar.low, bar.close, bar.volume, duration, draws,
+                account, rule, bar.timestamp, bar.open, bar.high, bar.low, bar.close, bar.volume, duration, draws[0],
                 record[0],
             )  # fmt: skip
             record[0].t = t
@@ -641,33 +654,32 @@ OBSERVATION_LIMIT = 5.0
 _HOLDING_TIME_UNIT = 64.0  # bars
 
 
-@compiled
-def observe_account(account: Record, rules: Record, out: np.ndarray[Any, Any], row: int) -> None:
-    """Write the account as the agent sees it into out[row]: [8] float32 within +-5, as `ACCOUNT_FEATURES` names them.
+@inlined
+def observe_account(account: Record, rules: Record) -> tuple[float, float, float, float, float, float, float, float]:
+    """The account as the agent sees it: eight numbers within +-5, in the order of `ACCOUNT_FEATURES`.
 
     unrealised_pnl is the position's return since its average entry (costs included), per standard deviation of a
     random walk over the bars it was held at the volatility when it was opened.
     """
     unrealised, distance = 0.0, 1.0
     if account.units != 0.0:
-        gain = account.mark_price / account.entry_price - 1.0
-        if account.units < 0.0:
-            gain = -gain
-        if account.entry_sigma > 0.0:
-            unrealised = gain / (account.entry_sigma * math.sqrt(max(account.bars_held, 1.0)))
+        gain = (account.mark_price / account.entry_price - 1.0) * math.copysign(1.0, account.units)
+        unrealised = gain / (account.entry_sigma * math.sqrt(max(account.bars_held, 1.0)))
         if rules.enforce_margin:
             distance = costs.liquidation_distance(account.cash, account.units, account.mark_price, rules.maintenance)
-    out[row, 0] = _bounded(exposure_of(account))
-    out[row, 1] = _bounded(account.target)
-    out[row, 2] = _bounded(account.fill_fraction)
-    out[row, 3] = _bounded(unrealised)
-    out[row, 4] = _bounded(account.log_growth)
-    out[row, 5] = _bounded(drawdown_of(account))
-    out[row, 6] = _bounded(account.bars_held / _HOLDING_TIME_UNIT)
-    out[row, 7] = distance
+    return (
+        _bounded(account.exposure),
+        _bounded(account.target),
+        _bounded(account.fill_fraction),
+        _bounded(unrealised),
+        _bounded(account.log_growth),
+        _bounded(account.drawdown),
+        _bounded(account.bars_held / _HOLDING_TIME_UNIT),
+        distance,
+    )
 
 
-@compiled
+@inlined
 def _bounded(value: float) -> float:
     return min(max(value, -OBSERVATION_LIMIT), OBSERVATION_LIMIT)
 
@@ -704,10 +716,14 @@ def advance_one(
     records: np.ndarray[Any, Any],
 ) -> None:
     """`advance` for accounts[0], writing records[0]."""
-    advance(accounts[0], rules[0], timestamp, open_, high, low, close, volume, duration, draws, records[0])
+    if rules[0].stochastic and accounts[0].order_quantity != 0.0:
+        draw_fill(accounts[0], rules[0], timestamp, draws[0])
+    advance(accounts[0], rules[0], timestamp, open_, high, low, close, volume, duration, draws[0], records[0])
 
 
 @compiled
 def observe_one(accounts: np.ndarray[Any, Any], rules: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
     """`observe_account` for accounts[0], writing out[0]."""
-    observe_account(accounts[0], rules[0], out, 0)
+    out[0, 0], out[0, 1], out[0, 2], out[0, 3], out[0, 4], out[0, 5], out[0, 6], out[0, 7] = observe_account(
+        accounts[0], rules[0]
+    )

@@ -14,8 +14,9 @@ import hashlib
 import math
 
 import numpy as np
+from numpy.typing import NDArray
 
-from market_env._compile import compiled
+from market_env._compile import compiled, inlined
 
 Word = np.uint64  # a 32-bit word in a 64-bit register: products need the upper half
 
@@ -35,7 +36,7 @@ _SHIFT_32 = np.uint64(32)
 _TWO_TO_MINUS_32 = 2.0**-32
 
 
-@compiled
+@inlined
 def philox(
     seed: Word, counter_0: Word, counter_1: Word, counter_2: Word, counter_3: Word
 ) -> tuple[Word, Word, Word, Word]:
@@ -54,16 +55,38 @@ def philox(
     return counter_0, counter_1, counter_2, counter_3
 
 
-@compiled
+@inlined
 def words_at(seed: Word, instrument: Word, address: Word, block: Word) -> tuple[Word, Word, Word, Word]:
     """The four words of one block at `address` (a bar timestamp in ms, or an episode number)."""
-    return philox(seed, address & _LOW_32, address >> _SHIFT_32, instrument, block)
+    return philox(seed, address & _LOW_32, address >> _SHIFT_32, instrument & _LOW_32, block & _LOW_32)
 
 
-@compiled
+@inlined
 def uniform(word: Word) -> float:
     """A word as the midpoint of its cell: a uniform in (0, 1), never 0 and never 1."""
     return (float(word) + 0.5) * _TWO_TO_MINUS_32
+
+
+@inlined
+def _is_central(q: float) -> bool:
+    return abs(q) <= 0.425
+
+
+@inlined
+def _central_normal(q: float) -> float:
+    """`normal` at u = 0.5 + q for |q| <= 0.425."""
+    r = 0.180625 - q * q
+    numerator = (
+        ((((((2.5090809287301226727e3 * r + 3.3430575583588128105e4) * r + 6.7265770927008700853e4) * r
+        + 4.5921953931549871457e4) * r + 1.3731693765509461125e4) * r + 1.9715909503065514427e3) * r
+        + 1.3314166789178437745e2) * r + 3.3871328727963666080e0
+    )  # fmt: skip
+    denominator = (
+        ((((((5.2264952788528545610e3 * r + 2.8729085735721942674e4) * r + 3.9307895800092710610e4) * r
+        + 2.1213794301586595867e4) * r + 5.3941960214247511077e3) * r + 6.8718700749205790830e2) * r
+        + 4.2313330701600911252e1) * r + 1.0
+    )  # fmt: skip
+    return q * numerator / denominator
 
 
 @compiled
@@ -73,19 +96,8 @@ def normal(u: float) -> float:
     Inversion keeps one word per normal, so streams stay separate, and is monotone in u. About 1e-16 accurate.
     """
     q = u - 0.5
-    if abs(q) <= 0.425:
-        r = 0.180625 - q * q
-        numerator = (
-            ((((((2.5090809287301226727e3 * r + 3.3430575583588128105e4) * r + 6.7265770927008700853e4) * r
-            + 4.5921953931549871457e4) * r + 1.3731693765509461125e4) * r + 1.9715909503065514427e3) * r
-            + 1.3314166789178437745e2) * r + 3.3871328727963666080e0
-        )  # fmt: skip
-        denominator = (
-            ((((((5.2264952788528545610e3 * r + 2.8729085735721942674e4) * r + 3.9307895800092710610e4) * r
-            + 2.1213794301586595867e4) * r + 5.3941960214247511077e3) * r + 6.8718700749205790830e2) * r
-            + 4.2313330701600911252e1) * r + 1.0
-        )  # fmt: skip
-        return q * numerator / denominator
+    if _is_central(q):
+        return _central_normal(q)
     r = math.sqrt(-math.log(u if q < 0.0 else 1.0 - u))
     if r <= 5.0:
         r -= 1.6
@@ -112,6 +124,23 @@ def normal(u: float) -> float:
             + 5.99832206555887937690e-1) * r + 1.0
         )  # fmt: skip
     return -numerator / denominator if q < 0.0 else numerator / denominator
+
+
+@compiled
+def normals(uniforms: NDArray[np.float64], count: int, tails: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """out[:count] = `normal` of uniforms[:count]. tails: [count] to work in.
+
+    The central 85% in a loop without branches, then the tails one by one.
+    """
+    number_of_tails = 0
+    for k in range(count):
+        q = uniforms[k] - 0.5
+        out[k] = _central_normal(q)
+    for k in range(count):
+        tails[number_of_tails] = k
+        number_of_tails += not _is_central(uniforms[k] - 0.5)
+    for j in range(number_of_tails):
+        out[tails[j]] = normal(uniforms[tails[j]])
 
 
 @compiled

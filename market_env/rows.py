@@ -4,6 +4,7 @@
 another, so row i of a batch is the single environment to the last bit.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from market_env import kernel, rewards, rng
-from market_env._compile import compiled
+from market_env._compile import compiled, inlined
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.kernel import Record
@@ -218,7 +219,7 @@ def reset_row(
             _hold_random_exposure(account, targets, mask, rng.uniform(word_2))
 
 
-@compiled
+@inlined
 def _between(low: float, high: float, word: rng.Word) -> float:
     return low + (high - low) * rng.uniform(word)
 
@@ -237,49 +238,33 @@ def _hold_random_exposure(account: Record, targets: Rows, mask: Rows, u: float) 
             chosen -= 1
     account.units = account.target * account.equity / account.mark_price
     account.cash = account.equity - account.units * account.mark_price
-    if account.units != 0.0:
-        account.entry_price = account.mark_price
-        account.entry_sigma = account.sigma
+    account.exposure = account.target
+    account.entry_price = account.mark_price
+    account.entry_sigma = account.sigma
 
 
 @compiled
 def write_reset_record(
-    account: Record, episode: Record, datasets: Rows, bars: Rows, values: Rows, record: Record
+    account: Record, episode: Record, datasets: Rows, bars: Rows, values: Rows, i: int, record: Record
 ) -> None:
-    """The record of a first observation: nothing happened yet. values: the memory of `record` as [25] float64."""
-    for column in range(len(values)):
-        values[column] = 0.0
+    """The record of a first observation: nothing happened yet. values: [B, 25], whose row i is `record`."""
+    for column in range(values.shape[1]):
+        values[i, column] = 0.0
     record.t = episode.row - datasets[episode.dataset].offset
     record.timestamp = bars[episode.row].timestamp
     record.equity = account.equity
     record.cash = account.cash
     record.units = account.units
-    record.exposure = kernel.exposure_of(account)
+    record.exposure = account.exposure
     record.target = account.target
 
 
-@compiled
-def step_reward(account: Record, episode: Record, settings: Record, record: Record, market_return: float,
-                equity_before: float, drawdown_before: float, ruined: bool) -> float:  # fmt: skip
-    """Reward of the bar in `record`. market_return: log return of the instrument, close to close."""
-    floor = settings.ruin_fraction * account.initial_equity
-    log_return = record.log_return
-    if account.equity < floor:
-        log_return = rewards.floored_log_return(account.equity, equity_before, floor)
-    scaled = settings.reward_scale * log_return
-    base = scaled
-    if settings.reward_kind == rewards.EXCESS_LOG_RETURN:
-        base = scaled - settings.reward_scale * market_return
-    elif settings.reward_kind == rewards.DIFFERENTIAL_SHARPE:
-        mean, mean_square = episode.sharpe_mean, episode.sharpe_mean_square
-        base = rewards.differential_sharpe(mean, mean_square, log_return)
-        episode.sharpe_mean = mean + settings.sharpe_rate * (log_return - mean)
-        episode.sharpe_mean_square = mean_square + settings.sharpe_rate * (log_return * log_return - mean_square)
-    return rewards.shape(
-        base, scaled, max(record.drawdown - drawdown_before, 0.0), ruined, settings.plain_reward,
-        settings.reward_scale, settings.reward_clip, settings.ruin_penalty, settings.drawdown_penalty,
-        settings.variance_penalty,
-    )  # fmt: skip
+# Rows are stepped in blocks that stay in the first-level cache, and the draws of a block are made together, in loops
+# that vectorise. The loops over rows below pass rows, never arrays, to the functions they call: an array argument
+# costs an atomic reference count, which per row would be a third of the time. Indices are unsigned, which spares the
+# check for negative ones.
+BLOCK = 128
+_SMALLEST_VECTOR = 8  # fewer draws than this are made one by one
 
 
 @compiled
@@ -294,6 +279,7 @@ def step_rows(
     targets: Rows,
     mask: Rows,
     actions: Rows,
+    explicit: bool,
     draws: Rows,
     records: Rows,
     values: Rows,
@@ -305,61 +291,182 @@ def step_rows(
 ) -> int:
     """Step every row by its action; a row that was done begins its next episode instead (next-step autoreset).
 
-    accounts, episodes, actions: [B]. draws: [6], see `kernel.DRAWS`. Outputs: records [B] (and values [B, 25], the same
-    memory), account_out [B, 8] float32, window_out [B, T, F] float32 (T = 0: no windows), rewards_out [B] float64,
-    terminated, truncated [B] bool.
+    accounts, episodes, actions: [B]. draws: [B] DRAWS to work in; `explicit`: take them as given. Outputs: records [B]
+    (and values [B, 25], the same memory), account_out [B, 8] float32, window_out [B, T, F] float32 (T = 0: no
+    windows), rewards_out [B] float64, terminated, truncated [B] bool.
     Returns -1, or the first row whose action is out of range or masked; then nothing was changed.
     """
-    for i in range(len(actions)):
+    batch = len(actions)
+    for i in range(batch):
         action = actions[i]
         if action < 0 or action >= len(targets) or not (mask[action] or episodes[i].done):
             return i
+    order = np.empty(BLOCK, np.uint64)
+    vector = BLOCK if batch >= _SMALLEST_VECTOR else 0
+    words = np.empty((7, vector), np.uint64)
+    normals = np.empty((2, 2 * vector), np.float64)
+    tails = np.empty(2 * vector, np.int64)
     setting = settings[0]
-    for i in range(len(actions)):
-        account, episode, record = accounts[i], episodes[i], records[i]
-        if episode.done:
-            episode.episode += np.uint64(1)
-            reset_row(account, episode, setting, datasets, bars, targets, mask, -1, -1)
-            write_reset_record(account, episode, datasets, bars, values[i], record)
-            rewards_out[i] = 0.0
-            terminated[i] = False
-            truncated[i] = False
-        else:
-            row = episode.row
-            rule, dataset = rules[episode.dataset], datasets[episode.dataset]
-            equity_before, drawdown_before = account.equity, kernel.drawdown_of(account)
-            now, bar = bars[row], bars[row + 1]
-            kernel.order_exposure(account, rule, targets[actions[i]], now.sigma, now.median_volume)
+    for block in range(0, batch, BLOCK):
+        first, last = np.uint64(block), np.uint64(min(block + BLOCK, batch))
+
+        # Decide. `order` lists rows with an order from its front and rows without from its back, so that the branches
+        # that depend on it are easy to predict.
+        with_order, idle = np.uint64(0), last - first
+        for i in range(first, last):
+            episode = episodes[i]
+            if episode.done:
+                _restart(
+                    accounts, episodes, settings, datasets, bars, targets, mask, i, records, values, rewards_out,
+                    terminated, truncated,
+                )  # fmt: skip
+            else:
+                account, now = accounts[i], bars[np.uint64(episode.row)]
+                kernel.order_exposure(
+                    account,
+                    rules[np.uint64(episode.dataset)],
+                    targets[np.uint64(actions[i])],
+                    now.sigma,
+                    now.median_volume,
+                )
+                places = np.uint64(account.order_quantity != 0.0)
+                idle -= np.uint64(1) - places
+                order[with_order if places else idle] = i
+                with_order += places
+
+        if not explicit:
+            _draw(accounts, episodes, rules, bars, order, with_order, draws, words, normals, tails)
+
+        # Fill, mark, judge.
+        for k in range(last - first):
+            if with_order <= k < idle:
+                continue
+            i = order[k]
+            account, episode, record = accounts[i], episodes[i], records[i]
+            rule, dataset = rules[np.uint64(episode.dataset)], datasets[np.uint64(episode.dataset)]
+            before, bar = bars[np.uint64(episode.row)], bars[np.uint64(episode.row + 1)]
             kernel.advance(
-                account, rule, bar.timestamp, bar.open, bar.high, bar.low,
-                bar.close, bar.volume, dataset.duration, draws, record,
+                account, rule, bar.timestamp, bar.open, bar.high, bar.low, bar.close, bar.volume, dataset.duration,
+                draws[i], record,
             )  # fmt: skip
-            row += 1
-            episode.row = row
-            record.t = row - dataset.offset
+            episode.row += 1
+            record.t = episode.row - dataset.offset
             ruined = record.liquidated > 0.0 or account.equity <= setting.ruin_fraction * account.initial_equity
-            market_return = 0.0
-            if setting.reward_kind == rewards.EXCESS_LOG_RETURN:
-                market_return = np.log(bar.close / now.close)
-            rewards_out[i] = step_reward(
-                account, episode, setting, record, market_return, equity_before, drawdown_before, ruined
-            )
+            rewards_out[i] = step_reward(account, episode, setting, record.log_return, before.close, bar.close, ruined)
+            at_end = episode.row >= episode.stop
             terminated[i] = ruined
-            truncated[i] = row >= episode.stop and not ruined
-            episode.done = ruined or row >= episode.stop
-        kernel.observe_account(account, rules[episode.dataset], account_out, i)
-        copy_window(features, episode.row, window_out, i)
+            truncated[i] = at_end and not ruined
+            episode.done = ruined or at_end
+
+        for i in range(first, last):
+            (
+                account_out[i, 0], account_out[i, 1], account_out[i, 2], account_out[i, 3],
+                account_out[i, 4], account_out[i, 5], account_out[i, 6], account_out[i, 7],
+            ) = kernel.observe_account(accounts[i], rules[np.uint64(episodes[i].dataset)])  # fmt: skip
+    if window_out.shape[1] > 0:
+        _copy_windows(episodes, features, window_out)
     return -1
 
 
 @compiled
-def copy_window(features: Rows, row: int, out: Rows, i: int) -> None:
-    """out[i] [T, F] = the rows of `features` that end at `row`, inclusive."""
-    length = out.shape[1]
-    first = row - length + 1
-    for k in range(length):
-        for f in range(out.shape[2]):
-            out[i, k, f] = features[first + k, f]
+def _restart(
+    accounts: Rows, episodes: Rows, settings: Rows, datasets: Rows, bars: Rows, targets: Rows, mask: Rows,
+    i: int, records: Rows, values: Rows, rewards_out: Rows, terminated: Rows, truncated: Rows,
+) -> None:  # fmt: skip
+    """Begin the next episode of row i."""
+    account, episode = accounts[i], episodes[i]
+    episode.episode += np.uint64(1)
+    reset_row(account, episode, settings[0], datasets, bars, targets, mask, -1, -1)
+    write_reset_record(account, episode, datasets, bars, values, i, records[i])
+    rewards_out[i] = 0.0
+    terminated[i] = False
+    truncated[i] = False
+
+
+@compiled
+def _draw(
+    accounts: Rows, episodes: Rows, rules: Rows, bars: Rows, order: Rows, count: np.uint64, draws: Rows,
+    words: Rows, normals: Rows, tails: Rows,
+) -> None:  # fmt: skip
+    """`kernel.draw_fill` for the rows order[:count], many at a time."""
+    if count < _SMALLEST_VECTOR:
+        for k in range(count):
+            i = order[k]
+            episode = episodes[i]
+            kernel.draw_fill(
+                accounts[i], rules[np.uint64(episode.dataset)], bars[np.uint64(episode.row + 1)].timestamp, draws[i]
+            )
+        return
+    seeds, instruments, addresses = words[0], words[1], words[2]
+    for k in range(count):
+        i = order[k]
+        episode = episodes[i]
+        seeds[k] = accounts[i].seed
+        instruments[k] = rules[np.uint64(episode.dataset)].instrument
+        addresses[k] = np.uint64(np.int64(bars[np.uint64(episode.row + 1)].timestamp))
+    reject, partial, arrival, spread = words[3], words[4], words[5], words[6]
+    for k in range(count):
+        reject[k], partial[k], arrival[k], spread[k] = rng.words_at(
+            seeds[k], instruments[k], addresses[k], rng.FILL_BLOCK
+        )
+    uniforms, quantiles = normals[0], normals[1]
+    for k in range(count):
+        uniforms[k] = rng.uniform(arrival[k])
+    for k in range(count):
+        uniforms[count + k] = rng.uniform(spread[k])
+    rng.normals(uniforms, int(count + count), tails, quantiles)
+    for k in range(count):
+        i = order[k]
+        draw = draws[i]
+        draw.reject_u = rng.uniform(reject[k])
+        draw.partial_u = rng.uniform(partial[k])
+        draw.arrival_z = quantiles[k]
+        draw.spread_z = quantiles[count + k]
+        episode = episodes[i]
+        kernel.draw_rare(
+            accounts[i], rules[np.uint64(episode.dataset)], bars[np.uint64(episode.row + 1)].timestamp, draw
+        )
+
+
+@inlined
+def step_reward(
+    account: Record,
+    episode: Record,
+    settings: Record,
+    log_return: float,
+    close_before: float,
+    close: float,
+    ruined: bool,
+) -> float:
+    """Reward of the bar that led to the last mark. log_return: of the account; the closes are the instrument's."""
+    floor = settings.ruin_fraction * account.initial_equity
+    if account.equity < floor:
+        log_return = rewards.floored_log_return(account.equity, account.previous_equity, floor)
+    scaled = settings.reward_scale * log_return
+    base = scaled
+    if settings.reward_kind == rewards.EXCESS_LOG_RETURN:
+        base = scaled - settings.reward_scale * math.log(close / close_before)
+    elif settings.reward_kind == rewards.DIFFERENTIAL_SHARPE:
+        mean, mean_square = episode.sharpe_mean, episode.sharpe_mean_square
+        base = rewards.differential_sharpe(mean, mean_square, log_return)
+        episode.sharpe_mean = mean + settings.sharpe_rate * (log_return - mean)
+        episode.sharpe_mean_square = mean_square + settings.sharpe_rate * (log_return * log_return - mean_square)
+    return rewards.shape(
+        base, scaled, max(account.drawdown - account.previous_drawdown, 0.0), ruined, settings.plain_reward,
+        settings.reward_scale, settings.reward_clip, settings.ruin_penalty, settings.drawdown_penalty,
+        settings.variance_penalty,
+    )  # fmt: skip
+
+
+@compiled
+def _copy_windows(episodes: Rows, features: Rows, window_out: Rows) -> None:
+    """window_out[i] [T, F] = the window that ends at the row where episode i stands."""
+    length, width = window_out.shape[1], window_out.shape[2]
+    for i in range(len(episodes)):
+        first = episodes[i].row - length + 1
+        for k in range(length):
+            for f in range(width):
+                window_out[i, k, f] = features[first + k, f]
 
 
 @compiled
@@ -383,13 +490,21 @@ def reset_rows(
     """Begin the episode each row's number names; arguments as in `step_rows` and `reset_row`."""
     for i in range(len(accounts)):
         reset_row(accounts[i], episodes[i], settings[0], datasets, bars, targets, mask, forced_dataset, forced_row)
-        write_reset_record(accounts[i], episodes[i], datasets, bars, values[i], records[i])
-        kernel.observe_account(accounts[i], rules[episodes[i].dataset], account_out, i)
-        copy_window(features, episodes[i].row, window_out, i)
+        write_reset_record(accounts[i], episodes[i], datasets, bars, values, i, records[i])
+        (
+            account_out[i, 0], account_out[i, 1], account_out[i, 2], account_out[i, 3],
+            account_out[i, 4], account_out[i, 5], account_out[i, 6], account_out[i, 7],
+        ) = kernel.observe_account(accounts[i], rules[episodes[i].dataset])  # fmt: skip
+    if window_out.shape[1] > 0:
+        _copy_windows(episodes, features, window_out)
 
 
 @compiled
 def gather_windows(features: Rows, rows: Rows, out: Rows) -> None:
     """out[i] = the window of `features` that ends at rows[i], inclusive. rows: [B], out: [B, T, F]."""
+    length, width = out.shape[1], out.shape[2]
     for i in range(len(rows)):
-        copy_window(features, rows[i], out, i)
+        first = rows[i] - length + 1
+        for k in range(length):
+            for f in range(width):
+                out[i, k, f] = features[first + k, f]

@@ -129,6 +129,7 @@ class TradingSession:
         self._rules = kernel.rules_for(config, instrument)
         self._account = np.zeros(1, dtype=kernel.ACCOUNT)
         self._record = np.zeros(1, dtype=kernel.RECORD)
+        self._draws = np.zeros(1, dtype=kernel.DRAWS)
         self._values = self._record.view(np.float64)
         self._bars_seen = 0
         kernel.open_accounts(self._account, np.uint64(self.seed), initial_equity)
@@ -143,7 +144,7 @@ class TradingSession:
         self._check_bar(bar)
         kernel.advance_one(
             self._account, self._rules, float(bar.timestamp), bar.open, bar.high, bar.low, bar.close, bar.volume,
-            float(bar.duration_ms), kernel.NO_DRAWS, self._record,
+            float(bar.duration_ms), self._draws, self._record,
         )  # fmt: skip
         self._record[0]["t"] = self._bars_seen
         self._bars_seen += 1
@@ -184,9 +185,9 @@ class TradingSession:
 
     def account_observation(self) -> NDArray[np.float32]:
         """The account as the agent sees it: [8] float32 within +-5 (`kernel.ACCOUNT_FEATURES`)."""
-        out = np.empty((1, len(kernel.ACCOUNT_FEATURES)), dtype=np.float32)
+        out: NDArray[np.float32] = np.empty((1, len(kernel.ACCOUNT_FEATURES)), dtype=np.float32)
         kernel.observe_one(self._account, self._rules, out)
-        return out[0]
+        return out.reshape(-1)
 
     @property
     def equity(self) -> float:
@@ -206,7 +207,7 @@ class TradingSession:
     @property
     def exposure(self) -> float:
         """Position value / equity at the last mark."""
-        return self.units * float(self._account[0]["mark_price"]) / self.equity if self.equity > 0.0 else 0.0
+        return float(self._account[0]["exposure"])
 
     @property
     def ruined(self) -> bool:
@@ -333,9 +334,20 @@ def run_targets(
     field_numbers = np.array([kernel.RECORD_FIELDS.index(name) for name in columns], dtype=np.int64)
     ledger = np.empty((len(columns), len(keys), stop - start))
     kernel.run_series(
-        accounts, kernel.rules_for(config, market.instrument), market.bar_rows, float(market.bar_ms), targets,
-        kernel.SIZINGS[sizing], start, stop, kernel.NO_DRAWS, record, record.view(np.float64), field_numbers, ledger,
-    )  # fmt: skip
+        accounts,
+        kernel.rules_for(config, market.instrument),
+        market.bar_rows,
+        float(market.bar_ms),
+        targets,
+        kernel.SIZINGS[sizing],
+        start,
+        stop,
+        np.zeros(1, dtype=kernel.DRAWS),
+        record,
+        record.view(np.float64),
+        field_numbers,
+        ledger,
+    )
     return Ledger(
         seeds=keys,
         timestamp=market.timestamp[start:stop],
