@@ -57,8 +57,8 @@ def value_calibration(predicted: Floats, realised: Floats) -> tuple[tuple[tuple[
 def mixture_cdf(outcome: Floats, weights: Floats, codes: CodeOutcomes) -> Floats:
     """[N] probability the mixture gives to a return below `outcome`.
 
-    outcome: [N]. weights: [N, C]. Within a code the distribution function is linear between its quantiles, and beyond
-    the outermost ones continues at the slope of the last segment, clipped to [0, 1].
+    outcome: [N]. weights: [N, C]. Within a code the normal scores of the known levels are joined by straight lines that
+    continue beyond the outermost quantiles, so a code whose outcomes are normal is told exactly.
     """
     used = np.isfinite(codes.quantiles).all(axis=1)
     share = weights[:, used]
@@ -69,13 +69,13 @@ def mixture_cdf(outcome: Floats, weights: Floats, codes: CodeOutcomes) -> Floats
 
 
 def _code_cdf(outcome: Floats, quantiles: Floats, levels: Floats) -> Floats:
-    """[N] distribution function of one code at each outcome."""
-    low_slope = (levels[1] - levels[0]) / max(quantiles[1] - quantiles[0], 1e-12)
-    high_slope = (levels[-1] - levels[-2]) / max(quantiles[-1] - quantiles[-2], 1e-12)
-    inside = np.interp(outcome, quantiles, levels)
-    result = np.where(outcome < quantiles[0], levels[0] + (outcome - quantiles[0]) * low_slope, inside)
-    result = np.where(outcome > quantiles[-1], levels[-1] + (outcome - quantiles[-1]) * high_slope, result)
-    return np.clip(result, 0.0, 1.0)
+    """[N] distribution function of one code at each outcome, linear in normal scores between and beyond its levels."""
+    scores = norm.ppf(levels)
+    steps = np.maximum(np.diff(quantiles), 1e-12)
+    slopes = np.diff(scores) / steps
+    place = np.clip(np.searchsorted(quantiles, outcome) - 1, 0, len(steps) - 1)
+    found: Floats = norm.cdf(scores[place] + (outcome - quantiles[place]) * slopes[place])
+    return found
 
 
 def crps_of_quantiles(outcome: Floats, quantiles: Floats, levels: Floats = QUADRATURE) -> float:

@@ -1,4 +1,4 @@
-"""Fixtures of the backtest's tests: a market, a scripted policy, and a headless browser spoken to over its own protocol."""
+"""A market, a scripted policy, and a headless browser spoken to over its own protocol."""
 
 import base64
 import itertools

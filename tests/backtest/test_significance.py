@@ -20,8 +20,8 @@ from backtest.significance import (
     superior_predictive_ability,
 )
 
-# Bailey & López de Prado (2014), "The Deflated Sharpe Ratio", numerical example: annual SR 2.5 over 1,250 days of 250 a year,
-# skew -3, kurtosis 10, variance 1/2 of annual Sharpe ratios over the trials.
+# Bailey & López de Prado (2014), "The Deflated Sharpe Ratio", numerical example: annual SR 2.5 over 1,250 days of 250
+# a year, skew -3, kurtosis 10, variance 1/2 of annual Sharpe ratios over the trials.
 DAILY_SHARPE = 2.5 / math.sqrt(250)
 TRIAL_VARIANCE = 0.5 / 250
 

@@ -17,7 +17,7 @@ def ledger(
     liquidate: dict[int, float] | None = None,
     initial: float = 1000.0,
 ) -> PathRows:
-    """A plain account: fills[row] = (signed quantity, price); funding[row] is paid; liquidate[row] closes at that price."""
+    """A plain account. fills[row]: (signed quantity, price); funding[row] is paid; liquidate[row]: the price of it."""
     n = len(close)
     cash, units = initial, 0.0
     rows: dict[str, list[float]] = {name: [] for name in ("equity", "units", "qty", "price", "fee", "funding")}
