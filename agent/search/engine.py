@@ -7,21 +7,18 @@ import logging
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from agent.search.config import SearchConfig
-from agent.search.halving import halving_table
 from agent.search.inputs import SearchInputs, check_inputs
-from agent.search.kernel import Memory, Outputs, search_rows
-from agent.search.network_kernel import NetworkShape, allocate_scratch
+from agent.search.kernel import KERNELS
 from agent.search.packing import pack_model
 from agent.search.result import SearchResult, SearchTrees
 from agent.search.tables import TableModel
-from agent.search.tree_kernel import RootArrays, TreeArrays, TreeOptions, allocate_trees
 from agent.search.weights import CoreWeights
+from agent.search.workspace import Workspace, empty_outputs, empty_trees, tree_options
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -29,7 +26,6 @@ _LOGGER = logging.getLogger(__name__)
 GROUP_ROWS = 32
 # Fewer rows than this are not worth waking another thread for.
 MIN_ROWS_PER_THREAD = 4
-_NO_DEPTH_LIMIT = 2**30
 _NOTICE_AFTER_SECONDS = 1.5
 
 
@@ -38,82 +34,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@lru_cache(maxsize=64)
-def exploration_table(c1: float, c2: float, visits: int) -> NDArray[np.float64]:
-    """PUCT's √N·(c1 + log((N + c2 + 1)/c2)) for N = 0..visits."""
-    n = np.arange(visits + 1, dtype=np.float64)
-    table: NDArray[np.float64] = np.sqrt(n) * (c1 + np.log((n + c2 + 1.0) / c2))
-    return table
-
-
-def tree_options(config: SearchConfig, simulations: int, actions: int, codes: int) -> TreeOptions:
-    """The configuration as the kernel reads it."""
-    return TreeOptions(
-        actions=actions,
-        codes=codes,
-        players=config.players,
-        simulations=simulations,
-        max_depth=config.max_depth or _NO_DEPTH_LIMIT,
-        gumbel=config.root == "gumbel",
-        tree_wide=config.normalisation == "tree",
-        sampled=config.chance_selection == "sampled",
-        discount=config.discount,
-        min_q_range=config.min_q_range,
-        value_scale=config.gumbel_value_scale,
-        visit_offset=config.gumbel_visit_offset,
-    )
-
-
-def halving_schedule(config: SearchConfig, inputs: SearchInputs) -> NDArray[np.int32]:
-    """[B, simulations] visit counts sequential halving asks for at each root; [B, 1] zeros without Gumbel."""
-    if config.root != "gumbel" or inputs.simulations == 0:
-        return np.zeros((inputs.batch, 1), np.int32)
-    most = min(config.max_considered_actions, inputs.allowed.shape[1])
-    schedule: NDArray[np.int32] = halving_table(most, inputs.simulations)[np.minimum(inputs.allowed.sum(axis=1), most)]
-    return schedule
-
-
-class Workspace:
-    """Preallocated arrays for one group of rows: grown when a search needs more room, reused otherwise."""
-
-    trees: TreeArrays
-    memory: Memory
-    scores: NDArray[np.float64]
-
-    def __init__(self, shape: NetworkShape, players: int, dtype: type[np.floating]) -> None:
-        self._shape, self._players, self._dtype = shape, players, dtype
-        self._rows, self._nodes = 0, 0
-
-    def fit(self, rows: int, nodes: int) -> None:
-        """Make room for `rows` trees of `nodes` nodes."""
-        if rows <= self._rows and nodes <= self._nodes:
-            return
-        self._rows, self._nodes = rows, nodes = max(rows, self._rows), max(nodes, self._nodes)
-        shape = self._shape
-        edges = nodes * max(shape.actions, shape.codes)
-        self.trees = allocate_trees(rows, nodes, edges, self._players, shape.latent_width, self._dtype)
-        self.scratch = allocate_scratch(shape, rows, self._dtype)
-        self.scores = np.zeros((rows, shape.actions), np.float64)
-        self.memory = Memory(
-            group=np.zeros((2, 3, rows), np.int32),
-            waiting=np.zeros(2, np.int64),
-            gains=np.zeros(self._players, self._dtype),
-            completed=np.zeros(shape.actions, np.float64),
-        )
-
-    def load(self, resumed: SearchTrees, rows: slice) -> None:
-        """Take up trees of an earlier search."""
-        for ours, theirs in zip(self.trees, resumed.arrays, strict=True):
-            part = theirs[rows]
-            ours[tuple(slice(0, size) for size in part.shape)] = part
-
-    def export(self, target: SearchTrees, rows: slice) -> None:
-        """Copy the finished trees out."""
-        for ours, theirs in zip(self.trees, target.arrays, strict=True):
-            part = theirs[rows]
-            part[...] = ours[tuple(slice(0, size) for size in part.shape)]
 
 
 class SearchEngine:
@@ -225,20 +145,10 @@ class SearchEngine:
                 self._compiled = True
 
     def _run(self, inputs: SearchInputs, with_tree: bool) -> SearchResult:
-        batch, actions, codes = inputs.batch, self.num_actions, self.num_codes
-        out = Outputs(
-            visits=np.empty((batch, actions), np.int32),
-            action_weights=np.empty((batch, actions), np.float32),
-            action=np.empty(batch, np.int64),
-            q_values=np.empty((batch, actions), np.float32),
-            root_value=np.empty(batch, np.float32),
-            depth=np.empty(batch, np.int32),
-            chance_probabilities=np.empty((batch, actions, codes), np.float32),
-        )
-        trees = self._empty_trees(inputs) if with_tree else None
-        options = tree_options(self.config, inputs.simulations, actions, codes)
-        schedule = halving_schedule(self.config, inputs)
-        exploration = exploration_table(self.config.c1, self.config.c2, inputs.visits)
+        batch, shape = inputs.batch, self._arrays.shape
+        out = empty_outputs(batch, shape.actions, shape.codes)
+        trees = empty_trees(inputs, shape, self.config.players, self._dtype) if with_tree else None
+        options = tree_options(self.config, inputs.simulations, shape.actions, shape.codes)
         threads = max(1, min(self._threads, batch // MIN_ROWS_PER_THREAD))
         group = max(1, min(GROUP_ROWS, -(-batch // threads)))
 
@@ -248,24 +158,14 @@ class SearchEngine:
             workspace.fit(min(group, batch), inputs.nodes)
             for start in range(worker * group, batch, threads * group):
                 rows = slice(start, min(start + group, batch))
-                count = rows.stop - rows.start
-                if inputs.resumed is not None:
-                    workspace.load(inputs.resumed, rows)
-                workspace.trees.to_play[:count] = inputs.to_play[rows]
-                search_rows(
-                    count,
+                workspace.begin(inputs, rows)
+                KERNELS.search_rows(
+                    rows.stop - rows.start,
                     self._arrays,
                     workspace.trees,
                     workspace.scratch,
                     workspace.memory,
-                    RootArrays(
-                        allowed=inputs.allowed[rows],
-                        scores=workspace.scores,
-                        schedule=schedule[rows],
-                        exploration=exploration,
-                        seeds=inputs.seeds[rows],
-                        simulations=inputs.owed[rows],
-                    ),
+                    workspace.roots(self.config, inputs, rows),
                     inputs.roots.rows(rows),
                     options,
                     out.rows(rows),
@@ -283,10 +183,3 @@ class SearchEngine:
             for other in others:
                 other.result()
         return SearchResult(*out, trees=trees.trimmed() if trees else None)
-
-    def _empty_trees(self, inputs: SearchInputs) -> SearchTrees:
-        """Room for a copy of every tree."""
-        shape = self._arrays.shape
-        edges = inputs.nodes * max(shape.actions, shape.codes)
-        arrays = allocate_trees(inputs.batch, inputs.nodes, edges, self.config.players, shape.latent_width, self._dtype)
-        return SearchTrees(arrays, self.num_actions, self.num_codes)

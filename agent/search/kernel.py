@@ -182,6 +182,13 @@ def expand_from_tables(trees, row, parent, slot, model, scratch, memory, options
     trees.latent[row, node, 0] = state
 
 
+@compiled()
+def visit_again(trees, row, leaf, memory, options):
+    """Count a leaf once more, with the value it has: the depth limit allows no other."""
+    trees.visits[row, leaf] += 1
+    back_up(trees, row, leaf, memory.gains, options)
+
+
 @compiled(inline=True)
 def leaf_of(memory, kind, index):
     """(row, parent, edge slot) of a gathered leaf."""
@@ -291,13 +298,39 @@ def _sources_digest() -> str:
     return digest.hexdigest()[:16]
 
 
-def _build(sources: str) -> Any:
-    """Compile `search_rows`. `sources` becomes part of numba's cache key: by itself the cache notices changes in
+class Leaves(NamedTuple):
+    """Leaves waiting for an evaluation elsewhere, one per row."""
+
+    parent: NDArray[np.int64]  # [R]
+    edge: NDArray[np.int64]  # [R] action or code taken from the parent
+    kind: NDArray[np.int64]  # [R] 0 under an action, 1 under a code, −1 nothing to evaluate
+    node: NDArray[np.int64]  # [R] number the leaf will have
+
+
+class Answers(NamedTuple):
+    """What the model says about the leaves."""
+
+    probabilities: NDArray[np.floating]  # [R, max(A, C)] of the leaf's edges
+    value: NDArray[np.floating]  # [R]
+    reward: NDArray[np.floating]  # [R]
+
+
+class Kernels(NamedTuple):
+    """The functions called from Python."""
+
+    search_rows: Any  # a whole search
+    start_rows: Any  # the same in steps, for a model that is evaluated elsewhere: make the roots,
+    select_leaves: Any  # walk to a leaf in every row,
+    attach_leaves: Any  # take in what the model says about them and back it up,
+    report_rows: Any  # and read off the results
+
+
+def _build(sources: str) -> Kernels:
+    """Define the entry kernels. `sources` becomes part of numba's cache key: by itself the cache notices changes in
     this file only, and would go on running yesterday's tree_kernel.py."""
 
     @compiled(entry=True)
     def search_rows(count, model, trees, scratch, memory, roots, inputs, options, out):
-        """Search `count` rows and write the results to `out`."""
         _ = sources
         owed = 0
         for row in range(count):
@@ -311,9 +344,8 @@ def _build(sources: str) -> Any:
                     continue
                 parent, slot = select(trees, row, simulation, roots, memory.completed, options)
                 child = np.int64(trees.child[row, slot])
-                if child != 0:  # the depth limit: the same leaf counts once more
-                    trees.visits[row, child] += 1
-                    back_up(trees, row, child, memory.gains, options)
+                if child != 0:
+                    visit_again(trees, row, child, memory, options)
                 elif model.is_table:
                     expand_from_tables(trees, row, parent, slot, model, scratch, memory, options)
                 else:
@@ -328,7 +360,49 @@ def _build(sources: str) -> Any:
         for row in range(count):
             report_row(trees, row, roots, memory, options, out)
 
-    return search_rows
+    @compiled(entry=True)
+    def start_rows(count, trees, roots, inputs, options):
+        _ = sources
+        for row in range(count):
+            start_row(trees, row, roots, inputs, options)
+
+    @compiled(entry=True)
+    def select_leaves(count, simulation, trees, memory, roots, options, leaves):
+        _ = sources
+        for row in range(count):
+            leaves.kind[row] = -1
+            if simulation >= roots.simulations[row]:
+                continue
+            parent, slot = select(trees, row, simulation, roots, memory.completed, options)
+            child = np.int64(trees.child[row, slot])
+            if child != 0:
+                visit_again(trees, row, child, memory, options)
+                continue
+            leaves.parent[row] = parent
+            leaves.edge[row] = slot - trees.first_edge[row, parent]
+            leaves.kind[row] = trees.depth[row, parent] % 2
+            leaves.node[row] = trees.size[row]
+
+    @compiled(entry=True)
+    def attach_leaves(count, trees, memory, options, leaves, answers):
+        _ = sources
+        for row in range(count):
+            if leaves.kind[row] < 0:
+                continue
+            parent = leaves.parent[row]
+            slot = trees.first_edge[row, parent] + leaves.edge[row]
+            start = row * answers.probabilities.shape[1]
+            logits = answers.probabilities.reshape(-1)
+            value, reward = answers.value[row], answers.reward[row]
+            attach(trees, row, parent, slot, value, reward, logits, start, memory.gains, options)
+
+    @compiled(entry=True)
+    def report_rows(count, trees, memory, roots, options, out):
+        _ = sources
+        for row in range(count):
+            report_row(trees, row, roots, memory, options, out)
+
+    return Kernels(search_rows, start_rows, select_leaves, attach_leaves, report_rows)
 
 
-search_rows = _build(_sources_digest())
+KERNELS = _build(_sources_digest())
