@@ -1,0 +1,120 @@
+"""An account described from outside, as the agent would see it: what a service knows of somebody else's account.
+
+The environments and the session carry an account from bar to bar. A caller of the service only says what it is now.
+The numbers the agent sees still come from the kernel, so that both are the same observation.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from market_env import kernel
+from market_env._compile import compiled
+from market_env.config import MarketConfig
+from market_env.instrument import Instrument
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountSnapshot:
+    """An account at a close. Money in any one currency: only ratios reach the agent.
+
+    exposure: position value / equity. price: the close. volatility: per bar, at the close.
+    equity, initial_equity, peak_equity: now, at the beginning, and the highest at any close.
+    entry_price, entry_volatility: average price of the position (costs included) and volatility when it was opened;
+        None: opened at this close.
+    bars_held: since then. last_target, last_fill_fraction: of the last decision; None: the exposure.
+
+    Raises ValueError for an account that cannot be.
+    """
+
+    exposure: float
+    price: float
+    volatility: float
+    equity: float = 1.0
+    initial_equity: float = 1.0
+    peak_equity: float = 1.0
+    entry_price: float | None = None
+    entry_volatility: float | None = None
+    bars_held: int = 0
+    last_target: float | None = None
+    last_fill_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("price", "volatility", "equity", "initial_equity"):
+            if not 0.0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
+        if not max(self.equity, self.initial_equity) <= self.peak_equity < np.inf:
+            raise ValueError(
+                f"peak_equity {self.peak_equity:g} must be at least equity {self.equity:g} and initial_equity "
+                f"{self.initial_equity:g}"
+            )
+        if self.exposure == 0.0 and (self.bars_held, self.entry_price, self.entry_volatility) != (0, None, None):
+            raise ValueError(
+                "without a position there is no entry: leave out entry_price, entry_volatility and bars_held"
+            )
+
+
+class AccountObserver:
+    """Turns snapshots into the account part of an observation. Not for two threads at once."""
+
+    size = len(kernel.ACCOUNT_FEATURES)
+
+    def __init__(self, config: MarketConfig, instrument: Instrument) -> None:
+        self._rules = kernel.rules_for(config, instrument)
+        self._account: np.ndarray[Any, Any] = np.zeros(1, dtype=kernel.ACCOUNT)
+
+    def observe(self, snapshot: AccountSnapshot) -> NDArray[np.float32]:
+        """[8] float32 within +-5, see `kernel.ACCOUNT_FEATURES`."""
+        out: NDArray[np.float32] = np.empty((1, self.size), dtype=np.float32)
+        _observe(
+            self._account,
+            self._rules,
+            snapshot.exposure,
+            snapshot.price,
+            snapshot.equity,
+            snapshot.initial_equity,
+            snapshot.peak_equity,
+            snapshot.price if snapshot.entry_price is None else snapshot.entry_price,
+            snapshot.volatility if snapshot.entry_volatility is None else snapshot.entry_volatility,
+            float(snapshot.bars_held),
+            snapshot.exposure if snapshot.last_target is None else snapshot.last_target,
+            snapshot.last_fill_fraction,
+            out,
+        )
+        return out.reshape(-1)
+
+
+@compiled
+def _observe(
+    accounts: np.ndarray[Any, Any],
+    rules: np.ndarray[Any, Any],
+    exposure: float,
+    price: float,
+    equity: float,
+    initial_equity: float,
+    peak_equity: float,
+    entry_price: float,
+    entry_volatility: float,
+    bars_held: float,
+    target: float,
+    fill_fraction: float,
+    out: np.ndarray[Any, Any],
+) -> None:
+    """Mark a cash account, then let it hold the position, as an episode that begins with one does."""
+    account = accounts[0]
+    kernel.open_account(account, np.uint64(0), initial_equity)
+    account.cash = equity
+    account.peak_equity = peak_equity
+    kernel.mark(account, price, 0.0)
+    account.target = target
+    account.fill_fraction = fill_fraction
+    if exposure != 0.0:
+        account.units = exposure * equity / price
+        account.cash = equity - account.units * price
+        account.exposure = exposure
+        account.entry_price = entry_price
+        account.entry_sigma = entry_volatility
+        account.bars_held = bars_held
+    kernel.observe_one(accounts, rules, out)

@@ -1,0 +1,42 @@
+"""Secrets and places: the only module of the service that reads environment variables.
+
+How the service behaves is configuration (`service.config`), not environment.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.auth import MINIMUM_SECRET_LENGTH
+
+ENVIRONMENT_PREFIX = "SMU0_"
+
+
+class Settings(BaseSettings):
+    """Read from variables that begin with SMU0_, such as SMU0_API_KEY. Empty ones count as absent."""
+
+    # hide_input_in_errors: a key that is too short must not be printed by the complaint about it.
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, frozen=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    api_key: Annotated[SecretStr, Field(min_length=MINIMUM_SECRET_LENGTH)] | None = Field(
+        None, description="a key with every scope, beside those in the key file"
+    )
+    state: Path = Field(Path("var/service"), description="directory the service writes to: the key file")
+    runs: Path = Field(Path("var/runs"), description="where training runs lie")
+    models: Path = Field(Path("models"), description="where bundled models lie")
+
+
+def read_settings() -> Settings:
+    """The settings of this process. Raises ValueError naming the variable, never its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
+            for problem in error.errors(include_input=False, include_url=False, include_context=False)
+        )
+        raise ValueError(f"environment: {problems}") from None
