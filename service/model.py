@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
-from market_env.observation import ObservationBuilder
 from numpy.typing import NDArray
 
 from agent.checkpoint import WEIGHTS, CheckpointError, CheckpointMetadata, CodeMeaning, load_policy
@@ -25,6 +24,7 @@ from data.quality import DataQualityError, format_time
 from data.timeframe import Timeframe
 from market_env.actions import ActionGrid
 from market_env.instrument import Instrument
+from market_env.observation import ObservationBuilder
 from market_env.snapshot import AccountObserver, AccountSnapshot
 from service.errors import InvalidModelOutput, InvalidRequest
 from service.schemas import LARGEST_AMOUNT, SMALLEST_PRICE, AccountState, ActRequest, CodeStatistics, ModelDescription
