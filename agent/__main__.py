@@ -18,7 +18,7 @@ from agent.evaluation import evaluate as evaluate_policy
 from agent.planner import Planner
 from agent.train import RunSettings, Trainer, decoder
 from configs.environments import MarketEnvs
-from configs.experiment import Experiment, ExperimentError, load_experiment, parse_experiment
+from configs.experiment import Experiment, ExperimentError, Split, load_experiment, parse_experiment
 from configs.version import code_version
 from data.commandline import JsonOption, make_app, print_json, run
 
@@ -91,7 +91,7 @@ def train(
 @app.command()
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint directory")],
-    split: Annotated[str, typer.Option(help="train, validation or test")] = "validation",
+    split: Annotated[Split, typer.Option(help="which part of the bars")] = "validation",
     episodes: Annotated[int, typer.Option(min=1, help="episodes, each with its own random fills")] = 8,
     simulations: Annotated[int | None, typer.Option(min=0, help="search budget; 0 acts by the prior")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -103,8 +103,6 @@ def evaluate(
     """
     metadata = read_metadata(checkpoint)
     experiment = parse_experiment(metadata.experiment, str(checkpoint))
-    if split not in ("train", "validation", "test"):
-        raise ExperimentError(f"--split {split}: expected train, validation or test")
     env = MarketEnvs(experiment).evaluation(split, episodes, seed)
     planner = Planner(load_policy(checkpoint).model, metadata.agent.search, decode=decoder(env))
     result = evaluate_policy(env, planner, seed=seed, simulations=simulations)

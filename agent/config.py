@@ -42,7 +42,7 @@ class SelfPlayConfig(_Config):
     temperature: float = Field(
         1.0, ge=0, description="exponent 1/temperature on visits when sampling an action (PUCT); 0 is greedy"
     )
-    temperature_final: float = Field(0.25, ge=0, description="temperature at the end of `temperature_steps`")
+    temperature_final: float = Field(1.0, ge=0, description="temperature at the end of `temperature_steps`")
     temperature_steps: int = Field(
         200_000, ge=1, description="environment steps over which the temperature falls linearly"
     )
@@ -52,12 +52,12 @@ class ReplayConfig(_Config):
     """What is remembered and what is learnt from."""
 
     capacity_bytes: int = Field(512 * 1024**2, ge=2**16, description="memory bound of the stored steps, in bytes")
-    capacity_steps: int = Field(200_000, ge=8, description="most environment steps kept, all envs together")
+    capacity_steps: int = Field(30_000, ge=8, description="most environment steps kept, all envs together")
     min_steps: int = Field(2_000, ge=1, description="environment steps before learning starts")
     prioritised: bool = Field(False, description="sample in proportion to |root value − target|^alpha")
     priority_alpha: float = Field(0.6, ge=0, description="exponent α of the priorities")
     importance_beta: float = Field(0.4, ge=0, le=1, description="exponent β of the importance weights")
-    n_step: int = Field(10, ge=1, description="rewards summed before the bootstrap, in steps")
+    n_step: int = Field(5, ge=1, description="rewards summed before the bootstrap, in steps")
     td_lambda: float | None = Field(
         None, ge=0, le=1, description="λ of TD(λ) over the same n_step horizon; none takes the n-step return"
     )

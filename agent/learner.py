@@ -34,7 +34,7 @@ def as_tensors(batch: Batch, decode: Decode, device: torch.device) -> TrainingBa
     sequences, states = batch.value.shape
     flat = {name: entry.reshape(-1, *entry.shape[2:]) for name, entry in batch.observations.items()}
     observations = {
-        name: torch.from_numpy(np.asarray(entry, np.float32)).to(device).unflatten(0, (sequences, states))
+        name: torch.from_numpy(np.asarray(entry, np.float32)).to(device).reshape(sequences, states, *entry.shape[1:])
         for name, entry in decode(flat).items()
     }
 

@@ -99,8 +99,8 @@ def unroll_losses(model: StochasticMuZero, batch: TrainingBatch) -> tuple[LossTe
     first = {name: entry[:, :-1].flatten(0, 1) for name, entry in batch.observations.items()}
     second = {name: entry[:, 1:].flatten(0, 1) for name, entry in batch.observations.items()}
     code = model.encode(first, second)
-    straight_through = code.straight_through.unflatten(0, (sequences, unroll))
-    code_target = code.one_hot.unflatten(0, (sequences, unroll))
+    straight_through = code.straight_through.reshape(sequences, unroll, -1)
+    code_target = code.one_hot.reshape(sequences, unroll, -1)
 
     latent = model.representation({name: entry[:, 0] for name, entry in batch.observations.items()})
     latents, q_logits, reward_logits = [latent], [], []
@@ -120,7 +120,7 @@ def unroll_losses(model: StochasticMuZero, batch: TrainingBatch) -> tuple[LossTe
     if unroll > 1:
         imagined = torch.stack(latents[1:unroll], 1).detach().flatten(0, 1)
         later = core.afterstate(imagined, batch.action[:, 1:].flatten()).chance_logits
-        chance_logits = torch.cat([chance_logits, later.unflatten(0, (sequences, unroll - 1))], 1)
+        chance_logits = torch.cat([chance_logits, later.reshape(sequences, unroll - 1, -1)], 1)
 
     state = core.predict(torch.stack(latents, 1))
     value_target = two_hot(batch.value, core.atoms)
@@ -130,7 +130,7 @@ def unroll_losses(model: StochasticMuZero, batch: TrainingBatch) -> tuple[LossTe
     q_loss = _cross_entropy(torch.stack(q_logits, 1), value_target[:, :-1])
     reward_loss = _cross_entropy(torch.stack(reward_logits, 1), reward_target)
     chance_loss = _cross_entropy(chance_logits, code_target)
-    commitment = (code_target - code.soft.unflatten(0, (sequences, unroll))).square().sum(-1)
+    commitment = (code_target - code.soft.reshape(sequences, unroll, -1)).square().sum(-1)
 
     state_scale = batch.state_mask.float()
     state_scale[:, 1:] /= unroll

@@ -71,7 +71,7 @@ def masked_softmax(logits: NDArray[np.float32], mask: NDArray[np.bool_] | None) 
     if mask is not None:
         logits = np.where(mask, logits, -np.inf)
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def decision_from_actions(action: NDArray[np.int64], num_actions: int) -> Decision:

@@ -9,6 +9,7 @@ observations are large offers indices and a `decode` that gathers the real thing
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ class Replay:
         self.discount = discount
         self.added = 0  # columns ever written
         shape = (rows, columns)
-        self._store: dict[str, NDArray[np.generic]] = {
+        self._store: dict[str, NDArray[Any]] = {
             "action": np.zeros(shape, np.int64),
             "reward": np.zeros(shape, np.float32),
             "terminated": np.zeros(shape, bool),
@@ -240,7 +241,7 @@ class Replay:
             array[:, :size] = state[name]
         self.added = int(state["added"])
 
-    def _read(self, name: str, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[np.generic]:
+    def _read(self, name: str, row: NDArray[np.int64], column: NDArray[np.int64]) -> NDArray[Any]:
         return self._store[name][row[:, None], column]
 
     def _draw(

@@ -28,12 +28,12 @@ def sample_by_visits(
 ) -> NDArray[np.int64]:
     """One action per row with probability ∝ visits^(1/temperature) (MuZero App. D). visits: [N, A]. Returns [N]."""
     if exponent_temperature == 0:
-        return visits.argmax(axis=1)
+        return np.asarray(visits.argmax(axis=1))
     share = visits / visits.max(axis=1, keepdims=True)
     weights = share ** (1.0 / exponent_temperature)
     cumulative = weights.cumsum(axis=1)
     points = rng.random(len(visits)) * cumulative[:, -1]
-    return (cumulative <= points[:, None]).sum(axis=1)
+    return np.asarray((cumulative <= points[:, None]).sum(axis=1))
 
 
 class SelfPlay:

@@ -27,10 +27,12 @@ def action_count(space: gym.Space[Any]) -> int:
 def stored_entries(space: gym.Space[Any]) -> dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]]:
     """Shape and dtype of each entry of an observation as the environment hands it out. Raises UnsupportedSpace."""
     entries = space.spaces if isinstance(space, gym.spaces.Dict) else {PLAIN: space}
+    found: dict[str, tuple[tuple[int, ...], np.dtype[np.generic]]] = {}
     for name, entry in entries.items():
         if not isinstance(entry, gym.spaces.Box):
             raise UnsupportedSpace(f"observation entry {name!r} is {entry}: supported are Box, and Dict of Box")
-    return {name: (tuple(entry.shape), np.dtype(entry.dtype)) for name, entry in entries.items()}
+        found[name] = (tuple(entry.shape), np.dtype(entry.dtype))
+    return found
 
 
 def as_observations(observation: Any) -> Observations:

@@ -185,9 +185,7 @@ class Trainer:
         last: Evaluation | None = None
         self.settings.directory.mkdir(parents=True, exist_ok=True)
         with (
-            SummaryWriter(  # type: ignore[no-untyped-call]
-                str(self.settings.directory / "tensorboard"), purge_step=self.actor.env_steps
-            ) as board,
+            SummaryWriter(str(self.settings.directory / "tensorboard"), purge_step=self.actor.env_steps) as board,
             self._progress() as progress,
         ):
             bar = progress.add_task("training", total=training.env_steps, completed=self.actor.env_steps)
@@ -248,7 +246,7 @@ class Trainer:
             stream.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if isinstance(value, int | float):
-                board.add_scalar(name, value, self.actor.env_steps)  # type: ignore[no-untyped-call]
+                board.add_scalar(name, value, self.actor.env_steps)
         best = self.best_score is None or result.score > self.best_score
         if best:
             self.best_score = result.score

@@ -19,11 +19,20 @@ Shapes = Mapping[str, tuple[int, ...]]
 Backbone = Literal["mlp", "resnet", "lstm", "transformer"]
 
 
-class _MlpReader(nn.Module):
-    """Reads a window as one long vector."""
+class _Reader(nn.Module):
+    """Reads a window [B, T, F] into [B, outputs]."""
+
+    outputs: int
 
     def __init__(self, steps: int, features: int, width: int, depth: int) -> None:
         super().__init__()
+
+
+class _MlpReader(_Reader):
+    """Reads a window as one long vector."""
+
+    def __init__(self, steps: int, features: int, width: int, depth: int) -> None:
+        super().__init__(steps, features, width, depth)
         self.outputs = width
         layers: list[nn.Module] = [nn.Flatten(), nn.Linear(steps * features, width), nn.ReLU()]
         for _ in range(depth - 1):
@@ -47,11 +56,11 @@ class _ConvBlock(nn.Module):
         return torch.relu(x + self.second(torch.relu(self.first(x))))
 
 
-class _ResnetReader(nn.Module):
+class _ResnetReader(_Reader):
     """Reads a window with residual convolutions over time; each of `depth` stages halves its length."""
 
     def __init__(self, steps: int, features: int, width: int, depth: int) -> None:
-        super().__init__()
+        super().__init__(steps, features, width, depth)
         channels = max(16, width // 8)
         self.stem = nn.Conv1d(features, channels, 3, padding=1)
         self.stages = nn.ModuleList(
@@ -70,11 +79,11 @@ class _ResnetReader(nn.Module):
         return torch.relu(self.project(x.flatten(1)))
 
 
-class _LstmReader(nn.Module):
+class _LstmReader(_Reader):
     """Reads a window step by step and keeps the last hidden state (Hochreiter & Schmidhuber 1997)."""
 
     def __init__(self, steps: int, features: int, width: int, depth: int) -> None:
-        super().__init__()
+        super().__init__(steps, features, width, depth)
         self.lstm = nn.LSTM(features, width, num_layers=depth, batch_first=True)
         self.outputs = width
 
@@ -84,11 +93,11 @@ class _LstmReader(nn.Module):
         return last
 
 
-class _TransformerReader(nn.Module):
+class _TransformerReader(_Reader):
     """Reads a window with self-attention and learned positions; the last step sums it up (Vaswani et al. 2017)."""
 
     def __init__(self, steps: int, features: int, width: int, depth: int) -> None:
-        super().__init__()
+        super().__init__(steps, features, width, depth)
         dimension = max(32, width // 4)
         self.embed = nn.Linear(features, dimension)
         self.position = nn.Parameter(torch.randn(steps, dimension) * 0.02)
@@ -107,7 +116,7 @@ class _TransformerReader(nn.Module):
         return last
 
 
-_READERS: dict[Backbone, type[nn.Module]] = {
+_READERS: dict[Backbone, type[_Reader]] = {
     "mlp": _MlpReader,
     "resnet": _ResnetReader,
     "lstm": _LstmReader,
@@ -122,9 +131,13 @@ class ObservationReader(nn.Module):
         super().__init__()
         self.sequences = sorted(name for name, shape in shapes.items() if len(shape) == 2)
         self.vectors = sorted(name for name, shape in shapes.items() if len(shape) != 2)
-        self.readers = nn.ModuleDict({name: _READERS[backbone](*shapes[name], width, depth) for name in self.sequences})
+        readers: dict[str, _Reader] = {}
+        for name in self.sequences:
+            steps, features = shapes[name]
+            readers[name] = _READERS[backbone](steps, features, width, depth)
+        self.readers = nn.ModuleDict(readers)
         flat = sum(math.prod(shapes[name]) for name in self.vectors)
-        read = sum(int(reader.outputs) for reader in self.readers.values())
+        read = sum(reader.outputs for reader in readers.values())
         self.mix = nn.Linear(read + flat, width)
         self.out = nn.Linear(width, outputs)
 
