@@ -13,7 +13,7 @@ make ruin attractive.
 
 import math
 
-from market_env._compile import compiled
+from market_env._compile import inlined
 
 LOG_RETURN, EXCESS_LOG_RETURN, DIFFERENTIAL_SHARPE = 0, 1, 2
 REWARD_KINDS = {
@@ -24,13 +24,13 @@ REWARD_KINDS = {
 _SMALLEST_VARIANCE = 1e-12  # of the moving averages; below it the ratio means nothing and the reward is 0
 
 
-@compiled
+@inlined
 def floored_log_return(equity: float, previous: float, floor: float) -> float:
     """ln(max(equity, floor) / previous)."""
     return math.log(max(equity, floor) / previous)
 
 
-@compiled
+@inlined
 def differential_sharpe(mean: float, mean_square: float, log_return: float) -> float:
     """Marginal value of one more return to the Sharpe ratio of the moving averages so far."""
     variance = mean_square - mean * mean
@@ -41,7 +41,7 @@ def differential_sharpe(mean: float, mean_square: float, log_return: float) -> f
     return (mean_square * d_mean - 0.5 * mean * d_square) / (variance * math.sqrt(variance))
 
 
-@compiled
+@inlined
 def shape(
     base: float,
     scaled_return: float,

@@ -2,6 +2,9 @@
 
 `MarketEnv` is the case of one row, `MarketVectorEnv` the case of B; both call `step_rows`, and a row never looks at
 another, so row i of a batch is the single environment to the last bit.
+
+Everything about one environment is one row of a structured array, and everything about one market is another: each
+array argument of a compiled function costs a tenth of a microsecond per call, which a single environment feels.
 """
 
 import math
@@ -21,34 +24,35 @@ from market_env.market import Market
 
 Rows = np.ndarray[Any, Any]  # a structured array
 
-EPISODE = np.dtype(
+# --- layouts -------------------------------------------------------------------------------------------------------
+
+# One environment: its account, its episode, and room for the draws of one fill.
+ROW = np.dtype(
     [
-        ("seed", np.uint64),  # of the environment
+        *((name, kernel.ACCOUNT[name]) for name in kernel.ACCOUNT.names or ()),
+        ("env_seed", np.uint64),
         ("episode", np.uint64),  # episodes since that seed was set
         ("dataset", np.int64),
-        ("row", np.int64),  # current decision bar, in the stacked arrays
+        ("bar", np.int64),  # where it stands: the current decision bar, in the stacked arrays
         ("start", np.int64),
-        ("stop", np.int64),  # row at which the episode is truncated
-        ("done", np.bool_),
+        ("stop", np.int64),  # bar at which the episode is truncated
+        ("done", np.int64),  # 1: the next step begins another episode
         ("sharpe_mean", np.float64),
         ("sharpe_mean_square", np.float64),
+        *((name, kernel.DRAWS[name]) for name in kernel.DRAWS.names or ()),
     ],
     align=True,
 )
 
-DATASET = np.dtype(
+# One market under one configuration: its rules, its place in the stacked arrays, and the settings shared by all.
+TABLE = np.dtype(
     [
+        *((name, kernel.RULES[name]) for name in kernel.RULES.names or ()),
         ("offset", np.int64),  # of its first bar in the stacked arrays
         ("first", np.int64),  # first decision bar, in the stacked arrays
         ("end", np.int64),  # one past its last bar, in the stacked arrays
         ("duration", np.float64),  # of a bar, ms
-        ("cumulative_weight", np.float64),  # of drawing this dataset or one before it
-    ],
-    align=True,
-)
-
-SETTINGS = np.dtype(
-    [
+        ("cumulative_weight", np.float64),  # of drawing this market or one before it
         ("horizon", np.int64),  # 0: until the data ends
         ("random_start", np.bool_),
         ("initial_equity", np.float64),
@@ -75,43 +79,49 @@ SETTINGS = np.dtype(
     align=True,
 )
 
+GRID = np.dtype([("target", np.float64), ("allowed", np.int64)], align=True)
+
+# What a step returns: the record of the bar, then reward and flags. All float64, so a row is also a plain vector.
+OUTCOME_FIELDS = (*kernel.RECORD_FIELDS, "reward", "terminated", "truncated")
+OUTCOME = np.dtype([(name, np.float64) for name in OUTCOME_FIELDS])
+
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Markets stacked into the arrays the compiled loop reads. M datasets, N bars in all, F features, A actions."""
+    """Markets stacked into the arrays the compiled loop reads. M markets, N bars in all, F features, A actions."""
 
-    datasets: Rows  # [M] DATASET
-    rules: Rows  # [M] RULES
-    settings: Rows  # [1] SETTINGS
+    tables: Rows  # [M] TABLE
     bars: Rows  # [N] BAR
     features: NDArray[np.float32]  # [N, F]
-    targets: NDArray[np.float64]  # [A]
-    mask: NDArray[np.bool_]  # [A]
+    grid: Rows  # [A] GRID
 
     @classmethod
     def build(cls, markets: Sequence[Market], config: MarketConfig) -> "Stack":
-        """Stack the markets of one configuration. A dataset is drawn in proportion to the root of its length."""
+        """Stack the markets of one configuration. A market is drawn in proportion to the root of its length."""
         _check_compatible(markets, config)
-        grid = ActionGrid.build(config.actions)
-        datasets = np.zeros(len(markets), dtype=DATASET)
-        lengths = np.array([len(market) - market.first_decision for market in markets], dtype=np.float64)
-        datasets["cumulative_weight"] = np.cumsum(np.sqrt(lengths)) / np.sqrt(lengths).sum()
-        datasets["cumulative_weight"][-1] = 1.0
+        actions = ActionGrid.build(config.actions)
+        grid = np.zeros(len(actions), dtype=GRID)
+        grid["target"], grid["allowed"] = actions.targets, actions.mask
+        tables = np.zeros(len(markets), dtype=TABLE)
+        weights = np.sqrt([len(market) - market.first_decision for market in markets])
         offset = 0
-        for row, market in zip(datasets, markets, strict=True):
+        for row, market, weight in zip(tables, markets, np.cumsum(weights) / weights.sum(), strict=True):
+            rules = kernel.rules_for(config, market.instrument)[0]
+            for name in kernel.RULES.names or ():
+                row[name] = rules[name]
+            _write_settings(row, config)
             row["offset"] = offset
             row["first"] = offset + market.first_decision
             row["end"] = offset + len(market)
             row["duration"] = float(market.bar_ms)
+            row["cumulative_weight"] = weight
             offset += len(market)
+        tables["cumulative_weight"][-1] = 1.0
         return cls(
-            datasets=datasets,
-            rules=np.concatenate([kernel.rules_for(config, market.instrument) for market in markets]),
-            settings=_settings(config),
-            bars=_one_array([market.bars for market in markets]).view(kernel.BAR)[:, 0],
+            tables=tables,
+            bars=_one_array([market.bar_rows for market in markets]),
             features=_one_array([market.features for market in markets]),
-            targets=grid.targets,
-            mask=grid.mask,
+            grid=grid,
         )
 
 
@@ -136,10 +146,8 @@ def _check_compatible(markets: Sequence[Market], config: MarketConfig) -> None:
             )
 
 
-def _settings(config: MarketConfig) -> Rows:
+def _write_settings(row: Record, config: MarketConfig) -> None:
     episode, reward, randomisation = config.episode, config.reward, config.randomisation
-    settings = np.zeros(1, dtype=SETTINGS)
-    row = settings[0]
     row["horizon"] = episode.horizon or 0
     row["random_start"] = episode.random_start
     row["initial_equity"] = episode.initial_equity
@@ -154,69 +162,92 @@ def _settings(config: MarketConfig) -> Rows:
     row["sharpe_rate"] = reward.sharpe_rate
     row["randomise"] = randomisation.enabled
     row["random_exposure"] = randomisation.enabled and randomisation.initial_exposure
-    for field, name in (
-        ("fee", "fee"),
-        ("spread", "spread"),
-        ("slippage", "volatility_slippage"),
-        ("latency", "latency"),
-    ):
-        row[f"{field}_low"], row[f"{field}_high"] = getattr(randomisation, name)
-    return settings
+    row["fee_low"], row["fee_high"] = randomisation.fee
+    row["spread_low"], row["spread_high"] = randomisation.spread
+    row["slippage_low"], row["slippage_high"] = randomisation.volatility_slippage
+    row["latency_low"], row["latency_high"] = randomisation.latency
 
 
-# --- compiled --------------------------------------------------------------------------------------------------------
+# --- the beginning of an episode ------------------------------------------------------------------------------------
 
 
 @compiled
-def reset_row(
-    account: Record,
-    episode: Record,
-    settings: Record,
-    datasets: Rows,
+def reset_rows(
+    rows: Rows,
+    tables: Rows,
     bars: Rows,
-    targets: Rows,
-    mask: Rows,
+    features: Rows,
+    grid: Rows,
     forced_dataset: int,
-    forced_row: int,
+    forced_bar: int,
+    outcomes: Rows,
+    account_out: Rows,
+    window_out: Rows,
 ) -> None:
-    """Begin the episode numbered `episode.episode`: draw (or take) its dataset and first bar, open the account."""
-    zero = np.uint64(0)
-    word_0, word_1, word_2, _ = rng.words_at(episode.seed, zero, episode.episode, rng.EPISODE_BLOCK)
+    """Begin the episode that each row's `episode` numbers. Arrays as in `step_rows`.
+
+    forced_dataset, forced_bar: take these instead of drawing them (-1: draw); the bar counts in the stacked arrays.
+    """
+    for i in range(len(rows)):
+        _reset_row(rows, i, tables, bars, grid, forced_dataset, forced_bar, outcomes)
+        (
+            account_out[i, 0], account_out[i, 1], account_out[i, 2], account_out[i, 3],
+            account_out[i, 4], account_out[i, 5], account_out[i, 6], account_out[i, 7],
+        ) = kernel.observe_account(rows[i], tables[rows[i].dataset])  # fmt: skip
+    if window_out.shape[1] > 0:
+        _copy_windows(rows, features, window_out)
+
+
+@compiled
+def _reset_row(
+    rows: Rows,
+    i: int,
+    tables: Rows,
+    bars: Rows,
+    grid: Rows,
+    forced_dataset: int,
+    forced_bar: int,
+    outcomes: Rows,
+) -> None:
+    """Draw (or take) the market and the first bar of row i, open its account, and say that nothing happened yet."""
+    row, zero = rows[i], np.uint64(0)
+    word_0, word_1, word_2, _ = rng.words_at(row.env_seed, zero, row.episode, rng.EPISODE_BLOCK)
     dataset = forced_dataset
     if dataset < 0:
         dataset = 0
-        while datasets[dataset].cumulative_weight <= rng.uniform(word_0):
+        while tables[dataset].cumulative_weight <= rng.uniform(word_0):
             dataset += 1
-    first, last = datasets[dataset].first, datasets[dataset].end - 1
-    row = first
-    if forced_row >= 0:
-        row = forced_row
-    elif settings.random_start:
+    table = tables[dataset]
+    bar, last = table.first, table.end - 1
+    if forced_bar >= 0:
+        bar = forced_bar
+    elif table.random_start:
         # Starts leave room for the horizon where the data allow it, and for one step always.
-        latest = max(first, last - max(settings.horizon, 1))
-        row = first + np.int64(rng.uniform(word_1) * (latest - first + 1))
-    episode.dataset = dataset
-    episode.row = row
-    episode.start = row
-    episode.stop = min(last, row + settings.horizon) if settings.horizon > 0 else last
-    episode.done = False
-    episode.sharpe_mean = 0.0
-    episode.sharpe_mean_square = 0.0
+        latest = max(table.first, last - max(table.horizon, 1))
+        bar = table.first + np.int64(rng.uniform(word_1) * (latest - table.first + 1))
+    row.dataset = dataset
+    row.bar = bar
+    row.start = bar
+    row.stop = min(last, bar + table.horizon) if table.horizon > 0 else last
+    row.done = 0
+    row.sharpe_mean = 0.0
+    row.sharpe_mean_square = 0.0
 
-    kernel.open_account(account, rng.episode_seed(episode.seed, episode.episode), settings.initial_equity)
-    bar = bars[row]
-    account.mark_price = bar.close
-    account.clock = bar.timestamp + datasets[dataset].duration
-    account.sigma = bar.sigma
-    account.median_volume = bar.median_volume
-    if settings.randomise:
-        word_4, word_5, word_6, word_7 = rng.words_at(episode.seed, zero, episode.episode, rng.RANDOMISATION_BLOCK)
-        account.fee_factor = _between(settings.fee_low, settings.fee_high, word_4)
-        account.spread_factor = _between(settings.spread_low, settings.spread_high, word_5)
-        account.slippage_factor = _between(settings.slippage_low, settings.slippage_high, word_6)
-        account.latency_factor = _between(settings.latency_low, settings.latency_high, word_7)
-        if settings.random_exposure:
-            _hold_random_exposure(account, targets, mask, rng.uniform(word_2))
+    kernel.open_account(row, rng.episode_seed(row.env_seed, row.episode), table.initial_equity)
+    now = bars[bar]
+    row.mark_price = now.close
+    row.clock = now.timestamp + table.duration
+    row.sigma = now.sigma
+    row.median_volume = now.median_volume
+    if table.randomise:
+        word_4, word_5, word_6, word_7 = rng.words_at(row.env_seed, zero, row.episode, rng.RANDOMISATION_BLOCK)
+        row.fee_factor = _between(table.fee_low, table.fee_high, word_4)
+        row.spread_factor = _between(table.spread_low, table.spread_high, word_5)
+        row.slippage_factor = _between(table.slippage_low, table.slippage_high, word_6)
+        row.latency_factor = _between(table.latency_low, table.latency_high, word_7)
+        if table.random_exposure:
+            _hold_random_exposure(row, grid, rng.uniform(word_2))
+    _write_first_outcome(row, now.timestamp, row.bar - table.offset, outcomes[i])
 
 
 @inlined
@@ -225,88 +256,95 @@ def _between(low: float, high: float, word: rng.Word) -> float:
 
 
 @compiled
-def _hold_random_exposure(account: Record, targets: Rows, mask: Rows, u: float) -> None:
+def _hold_random_exposure(row: Record, grid: Rows, u: float) -> None:
     """Start with the position of an allowed action, bought at the close without cost."""
     allowed = 0
-    for action in range(len(targets)):
-        allowed += mask[action]
+    for action in range(len(grid)):
+        allowed += grid[action].allowed
     chosen = int(u * allowed)
-    for action in range(len(targets)):
-        if mask[action]:
+    for action in range(len(grid)):
+        if grid[action].allowed:
             if chosen == 0:
-                account.target = targets[action]
+                row.target = grid[action].target
             chosen -= 1
-    account.units = account.target * account.equity / account.mark_price
-    account.cash = account.equity - account.units * account.mark_price
-    account.exposure = account.target
-    account.entry_price = account.mark_price
-    account.entry_sigma = account.sigma
+    row.units = row.target * row.equity / row.mark_price
+    row.cash = row.equity - row.units * row.mark_price
+    row.exposure = row.target
+    row.entry_price = row.mark_price
+    row.entry_sigma = row.sigma
 
 
 @compiled
-def write_reset_record(
-    account: Record, episode: Record, datasets: Rows, bars: Rows, values: Rows, i: int, record: Record
-) -> None:
-    """The record of a first observation: nothing happened yet. values: [B, 25], whose row i is `record`."""
-    for column in range(values.shape[1]):
-        values[i, column] = 0.0
-    record.t = episode.row - datasets[episode.dataset].offset
-    record.timestamp = bars[episode.row].timestamp
-    record.equity = account.equity
-    record.cash = account.cash
-    record.units = account.units
-    record.exposure = account.exposure
-    record.target = account.target
+def _write_first_outcome(row: Record, timestamp: float, t: int, outcome: Record) -> None:
+    outcome.t = t
+    outcome.timestamp = timestamp
+    outcome.equity = row.equity
+    outcome.cash = row.cash
+    outcome.units = row.units
+    outcome.exposure = row.exposure
+    outcome.target = row.target
+    outcome.qty_ordered = 0.0
+    outcome.qty_filled = 0.0
+    outcome.fill_price = 0.0
+    outcome.arrival_price = 0.0
+    outcome.fill_fraction = 0.0
+    outcome.rejected = 0.0
+    outcome.fee = 0.0
+    outcome.slippage_cost = 0.0
+    outcome.impact_cost = 0.0
+    outcome.latency_pnl = 0.0
+    outcome.gap_pnl = 0.0
+    outcome.bar_pnl = 0.0
+    outcome.funding = 0.0
+    outcome.liquidation_cost = 0.0
+    outcome.bad_debt = 0.0
+    outcome.log_return = 0.0
+    outcome.drawdown = 0.0
+    outcome.liquidated = 0.0
+    outcome.reward = 0.0
+    outcome.terminated = 0.0
+    outcome.truncated = 0.0
 
+
+# --- a step --------------------------------------------------------------------------------------------------------
 
 # Rows are stepped in blocks that stay in the first-level cache, and the draws of a block are made together, in loops
-# that vectorise. The loops over rows below pass rows, never arrays, to the functions they call: an array argument
-# costs an atomic reference count, which per row would be a third of the time. Indices are unsigned, which spares the
-# check for negative ones.
+# that vectorise. The loops over rows pass rows, never arrays, to the functions they call: an array argument costs an
+# atomic reference count, which per row would be a third of the time. Indices are unsigned, which spares the check for
+# negative ones.
 BLOCK = 128
 _SMALLEST_VECTOR = 8  # fewer draws than this are made one by one
 
 
 @compiled
 def step_rows(
-    accounts: Rows,
-    episodes: Rows,
-    settings: Rows,
-    datasets: Rows,
-    rules: Rows,
+    rows: Rows,
+    tables: Rows,
     bars: Rows,
     features: Rows,
-    targets: Rows,
-    mask: Rows,
+    grid: Rows,
     actions: Rows,
     explicit: bool,
-    draws: Rows,
-    records: Rows,
-    values: Rows,
+    outcomes: Rows,
     account_out: Rows,
     window_out: Rows,
-    rewards_out: Rows,
-    terminated: Rows,
-    truncated: Rows,
 ) -> int:
     """Step every row by its action; a row that was done begins its next episode instead (next-step autoreset).
 
-    accounts, episodes, actions: [B]. draws: [B] DRAWS to work in; `explicit`: take them as given. Outputs: records [B]
-    (and values [B, 25], the same memory), account_out [B, 8] float32, window_out [B, T, F] float32 (T = 0: no
-    windows), rewards_out [B] float64, terminated, truncated [B] bool.
+    rows: [B] ROW. actions: [B] int64. explicit: take the draws that stand in the rows instead of the addressed ones.
+    Outputs: outcomes [B] OUTCOME, account_out [B, 8] float32, window_out [B, T, F] float32 (T = 0: no windows).
     Returns -1, or the first row whose action is out of range or masked; then nothing was changed.
     """
     batch = len(actions)
     for i in range(batch):
         action = actions[i]
-        if action < 0 or action >= len(targets) or not (mask[action] or episodes[i].done):
+        if action < 0 or action >= len(grid) or not (grid[action].allowed or rows[i].done):
             return i
     order = np.empty(BLOCK, np.uint64)
     vector = BLOCK if batch >= _SMALLEST_VECTOR else 0
     words = np.empty((7, vector), np.uint64)
     normals = np.empty((2, 2 * vector), np.float64)
     tails = np.empty(2 * vector, np.int64)
-    setting = settings[0]
     for block in range(0, batch, BLOCK):
         first, last = np.uint64(block), np.uint64(min(block + BLOCK, batch))
 
@@ -314,96 +352,68 @@ def step_rows(
         # that depend on it are easy to predict.
         with_order, idle = np.uint64(0), last - first
         for i in range(first, last):
-            episode = episodes[i]
-            if episode.done:
-                _restart(
-                    accounts, episodes, settings, datasets, bars, targets, mask, i, records, values, rewards_out,
-                    terminated, truncated,
-                )  # fmt: skip
+            row = rows[i]
+            if row.done:
+                row.episode += np.uint64(1)
+                _reset_row(rows, i, tables, bars, grid, -1, -1, outcomes)
             else:
-                account, now = accounts[i], bars[np.uint64(episode.row)]
-                kernel.order_exposure(
-                    account,
-                    rules[np.uint64(episode.dataset)],
-                    targets[np.uint64(actions[i])],
-                    now.sigma,
-                    now.median_volume,
-                )
-                places = np.uint64(account.order_quantity != 0.0)
+                now, target = bars[np.uint64(row.bar)], grid[np.uint64(actions[i])].target
+                kernel.order_exposure(row, tables[np.uint64(row.dataset)], target, now.sigma, now.median_volume)
+                places = np.uint64(row.order_quantity != 0.0)
                 idle -= np.uint64(1) - places
                 order[with_order if places else idle] = i
                 with_order += places
 
         if not explicit:
-            _draw(accounts, episodes, rules, bars, order, with_order, draws, words, normals, tails)
+            _draw_fills(rows, tables, bars, order, with_order, words, normals, tails)
 
         # Fill, mark, judge.
         for k in range(last - first):
             if with_order <= k < idle:
                 continue
             i = order[k]
-            account, episode, record = accounts[i], episodes[i], records[i]
-            rule, dataset = rules[np.uint64(episode.dataset)], datasets[np.uint64(episode.dataset)]
-            before, bar = bars[np.uint64(episode.row)], bars[np.uint64(episode.row + 1)]
+            row, outcome = rows[i], outcomes[i]
+            table = tables[np.uint64(row.dataset)]
+            before, bar = bars[np.uint64(row.bar)], bars[np.uint64(row.bar + 1)]
             kernel.advance(
-                account, rule, bar.timestamp, bar.open, bar.high, bar.low, bar.close, bar.volume, dataset.duration,
-                draws[i], record,
+                row, table, bar.timestamp, bar.open, bar.high, bar.low, bar.close, bar.volume, table.duration, row,
+                outcome,
             )  # fmt: skip
-            episode.row += 1
-            record.t = episode.row - dataset.offset
-            ruined = record.liquidated > 0.0 or account.equity <= setting.ruin_fraction * account.initial_equity
-            rewards_out[i] = step_reward(account, episode, setting, record.log_return, before.close, bar.close, ruined)
-            at_end = episode.row >= episode.stop
-            terminated[i] = ruined
-            truncated[i] = at_end and not ruined
-            episode.done = ruined or at_end
+            row.bar += 1
+            ruined = outcome.liquidated > 0.0 or row.equity <= table.ruin_fraction * row.initial_equity
+            at_end = row.bar >= row.stop
+            row.done = 1 if ruined or at_end else 0
+            outcome.t = row.bar - table.offset
+            outcome.reward = _reward(row, table, outcome.log_return, before.close, bar.close, ruined)
+            outcome.terminated = 1.0 if ruined else 0.0
+            outcome.truncated = 1.0 if at_end and not ruined else 0.0
 
         for i in range(first, last):
             (
                 account_out[i, 0], account_out[i, 1], account_out[i, 2], account_out[i, 3],
                 account_out[i, 4], account_out[i, 5], account_out[i, 6], account_out[i, 7],
-            ) = kernel.observe_account(accounts[i], rules[np.uint64(episodes[i].dataset)])  # fmt: skip
+            ) = kernel.observe_account(rows[i], tables[np.uint64(rows[i].dataset)])  # fmt: skip
     if window_out.shape[1] > 0:
-        _copy_windows(episodes, features, window_out)
+        _copy_windows(rows, features, window_out)
     return -1
 
 
 @compiled
-def _restart(
-    accounts: Rows, episodes: Rows, settings: Rows, datasets: Rows, bars: Rows, targets: Rows, mask: Rows,
-    i: int, records: Rows, values: Rows, rewards_out: Rows, terminated: Rows, truncated: Rows,
-) -> None:  # fmt: skip
-    """Begin the next episode of row i."""
-    account, episode = accounts[i], episodes[i]
-    episode.episode += np.uint64(1)
-    reset_row(account, episode, settings[0], datasets, bars, targets, mask, -1, -1)
-    write_reset_record(account, episode, datasets, bars, values, i, records[i])
-    rewards_out[i] = 0.0
-    terminated[i] = False
-    truncated[i] = False
-
-
-@compiled
-def _draw(
-    accounts: Rows, episodes: Rows, rules: Rows, bars: Rows, order: Rows, count: np.uint64, draws: Rows,
-    words: Rows, normals: Rows, tails: Rows,
-) -> None:  # fmt: skip
-    """`kernel.draw_fill` for the rows order[:count], many at a time."""
+def _draw_fills(
+    rows: Rows, tables: Rows, bars: Rows, order: Rows, count: np.uint64, words: Rows, normals: Rows, tails: Rows
+) -> None:
+    """`kernel.draw_fill` for the rows order[:count], many at a time. words, normals, tails: memory to work in."""
     if count < _SMALLEST_VECTOR:
         for k in range(count):
-            i = order[k]
-            episode = episodes[i]
-            kernel.draw_fill(
-                accounts[i], rules[np.uint64(episode.dataset)], bars[np.uint64(episode.row + 1)].timestamp, draws[i]
-            )
+            row = rows[order[k]]
+            kernel.draw_fill(row, tables[np.uint64(row.dataset)], bars[np.uint64(row.bar + 1)].timestamp, row)
         return
     seeds, instruments, addresses = words[0], words[1], words[2]
     for k in range(count):
-        i = order[k]
-        episode = episodes[i]
-        seeds[k] = accounts[i].seed
-        instruments[k] = rules[np.uint64(episode.dataset)].instrument
-        addresses[k] = np.uint64(np.int64(bars[np.uint64(episode.row + 1)].timestamp))
+        row = rows[order[k]]
+        seeds[k] = row.seed
+        instruments[k] = tables[np.uint64(row.dataset)].instrument
+        addresses[k] = np.uint64(np.int64(bars[np.uint64(row.bar + 1)].timestamp))
     reject, partial, arrival, spread = words[3], words[4], words[5], words[6]
     for k in range(count):
         reject[k], partial[k], arrival[k], spread[k] = rng.words_at(
@@ -416,95 +426,55 @@ def _draw(
         uniforms[count + k] = rng.uniform(spread[k])
     rng.normals(uniforms, int(count + count), tails, quantiles)
     for k in range(count):
-        i = order[k]
-        draw = draws[i]
-        draw.reject_u = rng.uniform(reject[k])
-        draw.partial_u = rng.uniform(partial[k])
-        draw.arrival_z = quantiles[k]
-        draw.spread_z = quantiles[count + k]
-        episode = episodes[i]
-        kernel.draw_rare(
-            accounts[i], rules[np.uint64(episode.dataset)], bars[np.uint64(episode.row + 1)].timestamp, draw
-        )
+        row = rows[order[k]]
+        row.reject_u = rng.uniform(reject[k])
+        row.partial_u = rng.uniform(partial[k])
+        row.arrival_z = quantiles[k]
+        row.spread_z = quantiles[count + k]
+        kernel.draw_rare(row, tables[np.uint64(row.dataset)], bars[np.uint64(row.bar + 1)].timestamp, row)
 
 
 @inlined
-def step_reward(
-    account: Record,
-    episode: Record,
-    settings: Record,
-    log_return: float,
-    close_before: float,
-    close: float,
-    ruined: bool,
-) -> float:
+def _reward(row: Record, table: Record, log_return: float, close_before: float, close: float, ruined: bool) -> float:
     """Reward of the bar that led to the last mark. log_return: of the account; the closes are the instrument's."""
-    floor = settings.ruin_fraction * account.initial_equity
-    if account.equity < floor:
-        log_return = rewards.floored_log_return(account.equity, account.previous_equity, floor)
-    scaled = settings.reward_scale * log_return
+    floor = table.ruin_fraction * row.initial_equity
+    if row.equity < floor:
+        log_return = rewards.floored_log_return(row.equity, row.previous_equity, floor)
+    scaled = table.reward_scale * log_return
     base = scaled
-    if settings.reward_kind == rewards.EXCESS_LOG_RETURN:
-        base = scaled - settings.reward_scale * math.log(close / close_before)
-    elif settings.reward_kind == rewards.DIFFERENTIAL_SHARPE:
-        mean, mean_square = episode.sharpe_mean, episode.sharpe_mean_square
+    if table.reward_kind == rewards.EXCESS_LOG_RETURN:
+        base = scaled - table.reward_scale * math.log(close / close_before)
+    elif table.reward_kind == rewards.DIFFERENTIAL_SHARPE:
+        mean, mean_square = row.sharpe_mean, row.sharpe_mean_square
         base = rewards.differential_sharpe(mean, mean_square, log_return)
-        episode.sharpe_mean = mean + settings.sharpe_rate * (log_return - mean)
-        episode.sharpe_mean_square = mean_square + settings.sharpe_rate * (log_return * log_return - mean_square)
+        row.sharpe_mean = mean + table.sharpe_rate * (log_return - mean)
+        row.sharpe_mean_square = mean_square + table.sharpe_rate * (log_return * log_return - mean_square)
     return rewards.shape(
-        base, scaled, max(account.drawdown - account.previous_drawdown, 0.0), ruined, settings.plain_reward,
-        settings.reward_scale, settings.reward_clip, settings.ruin_penalty, settings.drawdown_penalty,
-        settings.variance_penalty,
+        base, scaled, max(row.drawdown - row.previous_drawdown, 0.0), ruined, table.plain_reward,
+        table.reward_scale, table.reward_clip, table.ruin_penalty, table.drawdown_penalty, table.variance_penalty,
     )  # fmt: skip
 
 
+# --- observations --------------------------------------------------------------------------------------------------
+
+
 @compiled
-def _copy_windows(episodes: Rows, features: Rows, window_out: Rows) -> None:
-    """window_out[i] [T, F] = the window that ends at the row where episode i stands."""
+def _copy_windows(rows: Rows, features: Rows, window_out: Rows) -> None:
+    """window_out[i] [T, F] = the window that ends at the bar where row i stands."""
     length, width = window_out.shape[1], window_out.shape[2]
-    for i in range(len(episodes)):
-        first = episodes[i].row - length + 1
+    for i in range(len(rows)):
+        first = rows[i].bar - length + 1
         for k in range(length):
             for f in range(width):
                 window_out[i, k, f] = features[first + k, f]
 
 
 @compiled
-def reset_rows(
-    accounts: Rows,
-    episodes: Rows,
-    settings: Rows,
-    datasets: Rows,
-    rules: Rows,
-    bars: Rows,
-    features: Rows,
-    targets: Rows,
-    mask: Rows,
-    forced_dataset: int,
-    forced_row: int,
-    records: Rows,
-    values: Rows,
-    account_out: Rows,
-    window_out: Rows,
-) -> None:
-    """Begin the episode each row's number names; arguments as in `step_rows` and `reset_row`."""
-    for i in range(len(accounts)):
-        reset_row(accounts[i], episodes[i], settings[0], datasets, bars, targets, mask, forced_dataset, forced_row)
-        write_reset_record(accounts[i], episodes[i], datasets, bars, values, i, records[i])
-        (
-            account_out[i, 0], account_out[i, 1], account_out[i, 2], account_out[i, 3],
-            account_out[i, 4], account_out[i, 5], account_out[i, 6], account_out[i, 7],
-        ) = kernel.observe_account(accounts[i], rules[episodes[i].dataset])  # fmt: skip
-    if window_out.shape[1] > 0:
-        _copy_windows(episodes, features, window_out)
-
-
-@compiled
-def gather_windows(features: Rows, rows: Rows, out: Rows) -> None:
-    """out[i] = the window of `features` that ends at rows[i], inclusive. rows: [B], out: [B, T, F]."""
+def gather_windows(features: Rows, ends: Rows, out: Rows) -> None:
+    """out[i] = the window of `features` that ends at ends[i], inclusive. ends: [B], out: [B, T, F]."""
     length, width = out.shape[1], out.shape[2]
-    for i in range(len(rows)):
-        first = rows[i] - length + 1
+    for i in range(len(ends)):
+        first = ends[i] - length + 1
         for k in range(length):
             for f in range(width):
                 out[i, k, f] = features[first + k, f]

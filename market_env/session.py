@@ -21,8 +21,6 @@ from market_env.instrument import Instrument
 from market_env.market import Market
 
 STATE_SCHEMA = 1
-_INTEGER_FIELDS = ("t", "timestamp")
-_BOOLEAN_FIELDS = ("rejected", "liquidated")
 
 
 class BarInput(NamedTuple):
@@ -98,13 +96,13 @@ class BarRecord:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def read_record(row: Sequence[float], instrument: str, action_mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A RECORD row (25 numbers in the order of `RECORD_FIELDS`) as an `info` dictionary with proper types."""
-    info: dict[str, Any] = dict(zip(kernel.RECORD_FIELDS, row, strict=True))
-    for name in _INTEGER_FIELDS:
-        info[name] = int(info[name])
-    for name in _BOOLEAN_FIELDS:
-        info[name] = bool(info[name])
+def read_record(values: Sequence[float], instrument: str, action_mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """A RECORD row (numbers in the order of `RECORD_FIELDS`, more may follow) as an `info` dictionary."""
+    info: dict[str, Any] = dict(zip(kernel.RECORD_FIELDS, values, strict=False))
+    info["t"] = int(info["t"])
+    info["timestamp"] = int(info["timestamp"])
+    info["rejected"] = info["rejected"] > 0.0
+    info["liquidated"] = info["liquidated"] > 0.0
     info["instrument"] = instrument
     info["action_mask"] = action_mask
     return info
@@ -288,7 +286,7 @@ class Ledger:
         return getattr(self, name)  # type: ignore[no-any-return]
 
 
-LEDGER_COLUMNS = tuple(name for name in kernel.RECORD_FIELDS if name not in _INTEGER_FIELDS)
+LEDGER_COLUMNS = tuple(name for name in kernel.RECORD_FIELDS if name not in ("t", "timestamp"))
 
 
 def run_targets(
