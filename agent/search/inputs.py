@@ -36,14 +36,14 @@ class SearchInputs:
     @property
     def nodes(self) -> int:
         """Most nodes a tree can come to have."""
-        held = 1 if self.resumed is None else int(self.resumed.arrays.size.max(initial=1))
-        return held + int(self.owed.max(initial=0))
+        held = self.roots.resumed if self.resumed is None else self.resumed.arrays.size
+        return int((np.maximum(held, 1) + self.owed).max(initial=1))
 
     @property
     def visits(self) -> int:
         """Most visits a node can come to have."""
-        held = 1 if self.resumed is None else int(self.resumed.arrays.visits.max(initial=1))
-        return held + int(self.owed.max(initial=0))
+        held = self.roots.resumed if self.resumed is None else self.resumed.arrays.visits[:, 0]
+        return int((np.maximum(held, 1) + self.owed).max(initial=1))
 
 
 def _floats(name: str, values: ArrayLike, shape: tuple[int, ...], letters: str) -> NDArray[np.float32]:
@@ -113,7 +113,7 @@ def check_inputs(
         noise = np.where(allowed, noise, 0.0)
         noise /= np.maximum(noise.sum(axis=1, keepdims=True), 1e-38)
 
-    turn = np.zeros(batch, np.int32)
+    turn = np.zeros(batch, np.int32) if resume is None else resume.arrays.to_play.copy()
     if to_play is not None:
         turn = np.array(to_play, dtype=np.int32)
         if turn.shape != (batch,) or (batch and (turn.min() < 0 or turn.max() >= config.players)):
@@ -132,6 +132,10 @@ def check_inputs(
             raise SearchInputError(
                 f"resume must hold {batch} trees of {actions} actions and {model.num_codes} codes; found "
                 f"{len(resume)} of {resume.num_actions} and {resume.num_codes}"
+            )
+        if (turn != resume.arrays.to_play).any():
+            raise SearchInputError(
+                f"to_play must agree with the trees to resume, {resume.arrays.to_play}; found {turn}"
             )
         held = resume.arrays.size > 0
         # The budget counts visits of the root, so what was inherited is not paid for again.

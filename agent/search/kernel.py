@@ -35,6 +35,7 @@ from agent.search.tree_kernel import (
     add_node,
     back_up,
     completed_q,
+    copy_subtree,
     halving_action,
     improved_policy,
     mover,
@@ -323,6 +324,7 @@ class Kernels(NamedTuple):
     select_leaves: Any  # walk to a leaf in every row,
     attach_leaves: Any  # take in what the model says about them and back it up,
     report_rows: Any  # and read off the results
+    copy_subtrees: Any  # the part of each tree below an outcome, as a tree of its own
 
 
 def _build(sources: str) -> Kernels:
@@ -402,7 +404,13 @@ def _build(sources: str) -> Kernels:
         for row in range(count):
             report_row(trees, row, roots, memory, options, out)
 
-    return Kernels(search_rows, start_rows, select_leaves, attach_leaves, report_rows)
+    @compiled(entry=True)
+    def copy_subtrees(source, target, actions, codes, number, options):
+        _ = sources
+        for row in range(len(actions)):
+            copy_subtree(source, target, row, actions[row], codes[row], number, options)
+
+    return Kernels(search_rows, start_rows, select_leaves, attach_leaves, report_rows, copy_subtrees)
 
 
 KERNELS = _build(_sources_digest())

@@ -10,8 +10,9 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agent.search.kernel import KERNELS
 from agent.search.randomness import ACTION, uniforms
-from agent.search.tree_kernel import TreeArrays
+from agent.search.tree_kernel import TreeArrays, TreeSizes
 from agent.search.weights import SearchInputError
 
 
@@ -39,10 +40,10 @@ class VariationStep:
     action_probability: float  # by the policy
     q_value: float
     visits: int  # of the action
-    code: int | None  # most visited outcome; None where none was looked at
-    code_probability: float  # by the chance model; NaN with no code
-    reward: float  # on the way to the outcome; NaN with no code
-    value: float  # of the outcome; NaN with no code
+    code: int | None  # most visited outcome; this and what follows is None where none was looked at
+    code_probability: float | None  # by the chance model
+    reward: float | None  # on the way to the outcome
+    value: float | None  # of the outcome
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,9 @@ class SearchTrees:
         nodes, edges = int(self.arrays.size.max(initial=1)), int(self.arrays.edges.max(initial=1))
         arrays = self.arrays._asdict()
         for name in ("parent", "slot", "first_edge", "depth", "visits", "value", "raw_value", "reward", "latent"):
-            arrays[name] = arrays[name][:, :nodes]
+            arrays[name] = np.ascontiguousarray(arrays[name][:, :nodes])
         for name in ("child", "edge_visits", "prior", "score"):
-            arrays[name] = arrays[name][:, :edges]
+            arrays[name] = np.ascontiguousarray(arrays[name][:, :edges])
         return type(self)(TreeArrays(**arrays), self.num_actions, self.num_codes)
 
     def _player(self, row: int, depth: int) -> int:
@@ -127,9 +128,9 @@ class SearchTrees:
                     q_value=float(a.score[row, slot]),
                     visits=int(a.edge_visits[row, slot]),
                     code=code if outcome else None,
-                    code_probability=outcome.probability if outcome else float("nan"),
-                    reward=outcome.reward if outcome else float("nan"),
-                    value=outcome.value if outcome else float("nan"),
+                    code_probability=outcome.probability if outcome else None,
+                    reward=outcome.reward if outcome else None,
+                    value=outcome.value if outcome else None,
                 )
             )
             if outcome is None:
@@ -150,54 +151,18 @@ class SearchTrees:
         actions: [B] actions taken. codes: [B] codes observed. A row whose outcome was never looked at, or
         whose code is −1, comes back empty and is searched afresh.
         """
-        taken, observed = np.asarray(actions, np.int64), np.asarray(codes, np.int64)
-        if taken.shape != (len(self),) or observed.shape != (len(self),):
-            raise SearchInputError(
-                f"subtrees needs one action and one code per tree ({len(self)}); found {taken.shape}, {observed.shape}"
-            )
-        source = self.arrays
-        target = TreeArrays(*(np.zeros_like(array) for array in source))
-        players = source.value.shape[2]
-        for row in range(len(self)):
-            afterstate = int(source.child[row, source.first_edge[row, 0] + taken[row]])
-            root = 0
-            if afterstate and observed[row] >= 0:
-                root = int(source.child[row, source.first_edge[row, afterstate] + observed[row]])
-            target.to_play[row] = (source.to_play[row] + 1) % players
-            if root:
-                self._copy_subtree(row, root, target)
-        return type(self)(target, self.num_actions, self.num_codes)
-
-    def _copy_subtree(self, row: int, root: int, target: TreeArrays) -> None:
-        """Copy the nodes below `root` of one row, renumbered in their old order."""
-        source = self.arrays
-        number = {root: 0}
-        edges = 0
-        for old in range(root, int(source.size[row])):
-            if old != root and int(source.parent[row, old]) not in number:
-                continue
-            new = number.setdefault(old, len(number))
-            old_first = int(source.first_edge[row, old])
-            count = self.num_actions if source.depth[row, old] % 2 == 0 else self.num_codes
-            here, there = slice(old_first, old_first + count), slice(edges, edges + count)
-            for name in ("visits", "value", "raw_value", "latent", "reward"):
-                getattr(target, name)[row, new] = getattr(source, name)[row, old]
-            for name in ("edge_visits", "prior", "score"):
-                getattr(target, name)[row, there] = getattr(source, name)[row, here]
-            target.depth[row, new] = source.depth[row, old] - source.depth[row, root]
-            target.first_edge[row, new] = edges
-            if new:
-                old_parent = int(source.parent[row, old])
-                parent = number[old_parent]
-                edge = int(source.slot[row, old]) - int(source.first_edge[row, old_parent])
-                target.parent[row, new] = parent
-                target.slot[row, new] = target.first_edge[row, parent] + edge
-                target.child[row, target.slot[row, new]] = new
-            edges += count
-        target.size[row] = len(number)
-        target.edges[row] = edges
-        values = [self.node(row, old).value for old in number]
-        target.bounds[row] = min(values), max(values)
+        batch = len(self)
+        taken, observed = np.array(actions, np.int64), np.array(codes, np.int64)
+        for name, values, limit in (("actions", taken, self.num_actions), ("codes", observed, self.num_codes)):
+            if values.shape != (batch,) or (batch and (values.min() < -1 or values.max() >= limit)):
+                raise SearchInputError(f"{name} must hold one number below {limit} per tree ({batch}); found {values}")
+        if (taken < 0).any():
+            raise SearchInputError(f"actions must not be negative; found {taken}")
+        target = TreeArrays(*(np.zeros_like(array) for array in self.arrays))
+        number = np.empty(self.arrays.parent.shape[1], np.int32)
+        sizes = TreeSizes(self.num_actions, self.num_codes, self.arrays.value.shape[2])
+        KERNELS.copy_subtrees(self.arrays, target, taken, observed, number, sizes)
+        return type(self)(target, self.num_actions, self.num_codes).trimmed()
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,14 @@ class TreeOptions(NamedTuple):
     visit_offset: float
 
 
+class TreeSizes(NamedTuple):
+    """The part of TreeOptions a tree's layout depends on."""
+
+    actions: int
+    codes: int
+    players: int
+
+
 class RootArrays(NamedTuple):
     """What is known about the roots besides their trees."""
 
@@ -356,3 +364,58 @@ def back_up(trees, row, leaf, gains, options):
         own_value = trees.value[row, 0, mover(trees, row, depth, options)]
         trees.bounds[row, 0] = min(trees.bounds[row, 0], own_value)
         trees.bounds[row, 1] = max(trees.bounds[row, 1], own_value)
+
+
+@compiled()
+def copy_subtree(source, target, row, action, code, number, options):
+    """Make the decision node below (action, code) of one row's root the root of the same row of `target`.
+
+    Nodes keep their order, so parents still come before their children. number: [N] working memory, new numbers by
+    old ones. The row is left empty (size 0) when that node was never looked at or the code is negative.
+    """
+    target.size[row] = 0
+    target.edges[row] = 0
+    target.to_play[row] = (source.to_play[row] + 1) % options.players
+    afterstate = np.int64(source.child[row, source.first_edge[row, 0] + action])
+    if afterstate == 0 or code < 0:
+        return
+    root = np.int64(source.child[row, source.first_edge[row, afterstate] + code])
+    if root == 0:
+        return
+    for old in range(source.size[row]):
+        number[old] = -1
+    for old in range(root, source.size[row]):
+        old_parent = source.parent[row, old]
+        if old != root and number[old_parent] < 0:
+            continue
+        node = np.int64(target.size[row])
+        number[old] = node
+        target.size[row] = node + 1
+        target.depth[row, node] = source.depth[row, old] - source.depth[row, root]
+        target.visits[row, node] = source.visits[row, old]
+        for player in range(options.players):
+            target.value[row, node, player] = source.value[row, old, player]
+        target.raw_value[row, node] = source.raw_value[row, old]
+        target.reward[row, node] = source.reward[row, old]
+        for j in range(source.latent.shape[2]):
+            target.latent[row, node, j] = source.latent[row, old, j]
+        first, old_first = np.int64(target.edges[row]), np.int64(source.first_edge[row, old])
+        count = options.actions if source.depth[row, old] % 2 == 0 else options.codes
+        target.first_edge[row, node] = first
+        target.edges[row] = first + count
+        for edge in range(count):
+            target.child[row, first + edge] = 0
+            target.edge_visits[row, first + edge] = source.edge_visits[row, old_first + edge]
+            target.prior[row, first + edge] = source.prior[row, old_first + edge]
+            target.score[row, first + edge] = source.score[row, old_first + edge]
+        own_value = source.value[row, old, mover(target, row, np.int64(target.depth[row, node]), options)]
+        if node == 0:
+            target.bounds[row, 0] = target.bounds[row, 1] = own_value
+            continue
+        target.bounds[row, 0] = min(target.bounds[row, 0], own_value)
+        target.bounds[row, 1] = max(target.bounds[row, 1], own_value)
+        parent = np.int64(number[old_parent])
+        slot = target.first_edge[row, parent] + source.slot[row, old] - source.first_edge[row, old_parent]
+        target.parent[row, node] = parent
+        target.slot[row, node] = slot
+        target.child[row, slot] = node

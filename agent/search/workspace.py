@@ -126,5 +126,5 @@ def empty_outputs(batch: int, actions: int, codes: int) -> Outputs:
 def empty_trees(inputs: SearchInputs, shape: NetworkShape, players: int, dtype: type[np.floating]) -> SearchTrees:
     """Room for a copy of every tree of a batch."""
     edges = inputs.nodes * max(shape.actions, shape.codes)
-    arrays = allocate_trees(inputs.batch, inputs.nodes, edges, players, shape.latent_width, dtype)
+    arrays = allocate_trees(inputs.batch, inputs.nodes, edges, players, shape.latent, dtype)
     return SearchTrees(arrays, shape.actions, shape.codes)
