@@ -15,7 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from agent.checkpoint import read_metadata
-from backtest import inputs, report
+from backtest import compare as comparing
+from backtest import inputs, lookahead, report
+from backtest.baselines import standard_baselines
 from backtest.charts import label
 from backtest.evaluation import Evaluation
 from backtest.inputs import InputError, Prepared
@@ -23,13 +25,15 @@ from backtest.page import COMPARED, COMPARED_NAMES, number
 from backtest.results import Run
 from backtest.runner import Progress as Rows
 from backtest.runner import Stretch, run_policy, run_series
-from backtest.study import Identity, Model, Terms, examine
+from backtest.study import Identity, Model, Terms, examine, record_trial
 from backtest.targets import SIZINGS, align, read_targets
 from backtest.trials import LEDGER, TrialsLedger
 from configs.experiment import load_experiment
-from data.bars import Bars
+from data.bars import Bars, concatenate
 from data.commandline import JsonOption, make_app, print_json, run
-from data.importer import FileFormat, FileReader
+from data.features import FeatureSet
+from data.importer import FileFormat, FileReader, dataset_of_file_name
+from data.samples import load_sample
 from data.store import BarStore, DatasetKey
 from data.timeframe import Timeframe
 from market_env.config import MarketConfig
@@ -37,7 +41,7 @@ from market_env.instrument import Instrument
 from market_env.market import Market
 
 OUT = Path("var/backtest")
-GATE_FAILED = 1
+GATE_FAILED, LEAK_FOUND = 1, 3
 # What only says where output goes or how it is shown: not part of what decides a result.
 SILENT_OPTIONS = {"--out", "--trials", "--threads", "--fail-under"}
 SILENT_FLAGS = {"--json", "--debug"}
@@ -124,17 +128,8 @@ def run_command(
         finished = _run_checkpoint(
             checkpoint, config, split, symbol, fill_seeds, seed, simulations, fees_bps, deterministic, equity, threads
         )
-    config_fingerprint = report.fingerprint(finished.config)
+    identity = _identity(finished, seed)
     seeds = list(finished.run.seeds)
-    rows = finished.run.market
-    dataset = report.fingerprint([finished.prepared.bars_fingerprint, int(rows.timestamp[0]), int(rows.timestamp[-1])])
-    subject = report.fingerprint([finished.subject_fingerprint, config_fingerprint, finished.simulations])
-    identity = Identity(
-        key=report.fingerprint([subject, dataset, finished.split, seeds, seed]),
-        subject=subject,
-        dataset=dataset,
-        split=finished.split,
-    )
     evaluation = examine(
         finished.run,
         finished.terms,
@@ -154,7 +149,7 @@ def run_command(
         simulations=finished.simulations,
         fingerprints={
             "data": finished.prepared.bars_fingerprint,
-            "config": config_fingerprint,
+            "config": report.fingerprint(finished.config),
             "checkpoint" if finished.kind == "checkpoint" else "targets": finished.subject_fingerprint,
             "features": finished.feature_fingerprint,
             "code": report.code_fingerprint(),
@@ -177,6 +172,21 @@ def run_command(
         raise typer.Exit(GATE_FAILED)
 
 
+def _identity(finished: Finished, seed: int) -> Identity:
+    """What this evaluation is, for the trials ledger."""
+    rows = finished.run.market
+    dataset = report.fingerprint([finished.prepared.bars_fingerprint, int(rows.timestamp[0]), int(rows.timestamp[-1])])
+    subject = report.fingerprint(
+        [finished.subject_fingerprint, report.fingerprint(finished.config), finished.simulations]
+    )
+    return Identity(
+        key=report.fingerprint([subject, dataset, finished.split, list(finished.run.seeds), seed]),
+        subject=subject,
+        dataset=dataset,
+        split=finished.split,
+    )
+
+
 def _run_checkpoint(
     checkpoint: str | None,
     config: Path | None,
@@ -189,6 +199,9 @@ def _run_checkpoint(
     deterministic: bool,
     equity: float | None,
     threads: int,
+    *,
+    name: str = "policy",
+    with_prior: bool = True,
 ) -> Finished:
     path = inputs.find_checkpoint(checkpoint)
     metadata = read_metadata(path)
@@ -207,10 +220,12 @@ def _run_checkpoint(
     market = ready.market
     rows = len(market) - market.first_decision
     with _progress(f"{inputs.checkpoint_name(path)} on {market.symbol}, {len(seeds)} fill paths", rows) as shown:
-        finished = run_policy(policy, market, market_config, seeds=seeds, simulations=simulations, progress=shown)
+        finished = run_policy(
+            policy, market, market_config, seeds=seeds, simulations=simulations, name=name, progress=shown
+        )
     budget = 0 if finished.decisions is None else finished.decisions.simulations
     prior = None
-    if budget > 0:
+    if with_prior and budget > 0:
         with _progress("its prior without search", rows) as shown:
             prior = run_policy(policy, market, market_config, seeds=seeds, simulations=0, name="prior", progress=shown)
     return Finished(
@@ -345,9 +360,6 @@ def _run_targets(
 
 def _read_bars(path: Path, symbol: str | None, timeframe: str | None) -> Bars:
     """Bars straight from a file; symbol and timeframe may stand in its name, as in BTCUSDT_1h.parquet."""
-    from data.bars import concatenate
-    from data.importer import dataset_of_file_name
-
     named = dataset_of_file_name(path)
     chosen_symbol = symbol or (named[0] if named else path.stem)
     if timeframe is None and named is None:
@@ -380,6 +392,163 @@ def _stored_bars(symbol: str | None, timeframe: str | None, timestamps: np.ndarr
         f"--targets: expected one stored dataset with a bar at every timestamp, found {found} (stored: {stored}). "
         "Give --bars FILE, or --symbol and --timeframe, or --config."
     )
+
+
+@app.command("compare")
+def compare_command(
+    contestants: Annotated[
+        list[str], typer.Argument(help="checkpoints, runs or run names, each with @SIMULATIONS if not its own budget")
+    ],
+    config: Annotated[Path | None, typer.Option(help="experiment YAML; default: the first checkpoint's own")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test")] = "test",
+    symbol: Annotated[str | None, typer.Option(help="which of the experiment's symbols")] = None,
+    fill_seeds: Annotated[int, typer.Option(min=1, help="paths of random fills, the same for all")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="of the first fill path and the bootstrap")] = 0,
+    fees_bps: Annotated[float | None, typer.Option(help="taker and maker fee, basis points")] = None,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="fill at the next open, fees only")] = False,
+    out: Annotated[Path, typer.Option(help="folder of compare.html and compare.json")] = OUT / "compare",
+    trials: Annotated[Path, typer.Option(help="ledger of evaluations")] = LEDGER,
+    json_output: JsonOption = False,
+) -> None:
+    """Compare checkpoints on the same bars and the same random fills.
+
+    Example: python -m backtest compare demo demo@0 longer --fill-seeds 20
+    """
+    if len(contestants) < 2:
+        raise InputError("compare: expected at least two contestants, such as: demo demo@0 (the same without search).")
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    finished: list[Finished] = []
+    names = contestant_names(contestants)
+    for text, name in zip(contestants, names, strict=True):
+        given, budget = _contestant(text)
+        one = _run_checkpoint(
+            given, config, split, symbol, fill_seeds, seed, budget, fees_bps, deterministic, None, 1,
+            name=name, with_prior=False,
+        )  # fmt: skip
+        finished.append(one)
+    first = finished[0]
+    ledger = TrialsLedger(trials)
+    for one in finished:
+        record_trial(one.run, _identity(one, seed), ledger, created=created)
+    hold = standard_baselines(
+        first.terms.market, first.terms.config, seeds=first.run.seeds, history_close=first.terms.history_close
+    )["buy_and_hold"]
+    found = comparing.compare([one.run for one in finished], hold, seed=seed)
+    document = {
+        "schema_version": report.SCHEMA_VERSION,
+        "created": created,
+        **comparing.comparison_json(found),
+        "fingerprints": {one.run.name: one.subject_fingerprint for one in finished}
+        | {"code": report.code_fingerprint()},
+        "seeds": {"fill": list(first.run.seeds), "bootstrap": seed},
+        "argv": meaningful_arguments(sys.argv[1:]),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    rows = first.run.market
+    page = comparing.comparison_page(found, f"{' and '.join(names)} on {rows.symbol} {rows.timeframe}", split)
+    report.write_atomic(out / "compare.html", page.encode())
+    report.write_atomic(out / "compare.json", report.encode_json(document))
+    if json_output:
+        print_json(document)
+        return
+    console = _console()
+    console.print(f"\n[bold]{comparing.sentence(found)}[/bold]\n")
+    for title, columns, lines in comparing.tables(found):
+        table = Table(box=None, pad_edge=False, header_style="dim", title=title, title_justify="left")
+        table.add_column("")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for name, cells in lines:
+            table.add_row(name, *cells)
+        console.print(table)
+        console.print()
+    console.print(f"page  {out / 'compare.html'}\njson  {out / 'compare.json'}")
+
+
+def contestant_names(contestants: Sequence[str]) -> list[str]:
+    """Short names for people, where they stay different; else what was given."""
+    short = []
+    for text in contestants:
+        given, budget = _contestant(text)
+        short.append(inputs.checkpoint_name(inputs.find_checkpoint(given)) + ("" if budget is None else f"@{budget}"))
+    return short if len(set(short)) == len(short) else list(contestants)
+
+
+def _contestant(text: str) -> tuple[str, int | None]:
+    """NAME or NAME@SIMULATIONS."""
+    name, separator, budget = text.rpartition("@")
+    if not separator:
+        return text, None
+    if not budget.isdecimal():
+        raise InputError(f"{text}: expected NAME or NAME@SIMULATIONS, such as demo@0.")
+    return name, int(budget)
+
+
+@app.command("lookahead")
+def lookahead_command(
+    checkpoint: Annotated[str | None, typer.Option(help="checkpoint, run or run name; default: the newest run")] = None,
+    config: Annotated[Path | None, typer.Option(help="experiment YAML: audit its features without a policy")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="your own: FILE.py:NAME, an object with names, warmup and compute(bars)")
+    ] = None,
+    bars: Annotated[Path | None, typer.Option(help="CSV or Parquet of bars to audit on")] = None,
+    symbol: Annotated[str | None, typer.Option(help="which of the experiment's symbols, or the name of --bars")] = None,
+    timeframe: Annotated[str | None, typer.Option(help="of --bars")] = None,
+    decisions: Annotated[int, typer.Option(min=50, help="decisions at which the future is changed")] = 50,
+    last_bars: Annotated[int, typer.Option(min=500, help="audit on the latest bars only, to bound the time")] = 5000,
+    seed: Annotated[int, typer.Option(min=0, help="of the other futures")] = 0,
+    plant: Annotated[
+        bool, typer.Option("--plant", help="add a column that knows the next return: must be caught")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Prove that no feature and no decision knows what comes next. Exit code 3 if one does.
+
+    Example: python -m backtest lookahead --features my_features.py:FEATURES --bars BTCUSDT_1h.parquet
+    """
+    policy = None
+    market_config = MarketConfig().for_evaluation()
+    table: lookahead.FeatureTable = FeatureSet.build()
+    audited: Bars | None = None
+    subject = "the default features"
+    if features is not None:
+        table, subject = inputs.features_of_file(features), features
+    if config is not None or (features is None and bars is None):
+        path = None if config is not None and checkpoint is None else inputs.find_checkpoint(checkpoint)
+        if path is not None:
+            metadata = read_metadata(path)
+            experiment = inputs.experiment_of(metadata, config, path)
+            policy = None if plant or features is not None else inputs.policy_of(path)
+            subject = inputs.checkpoint_name(path)
+        else:
+            experiment = load_experiment(config or Path())
+            subject = experiment.name
+        market_config = experiment.market.for_evaluation()
+        table = experiment.feature_set if features is None else table
+        every = experiment.load_bars()
+        audited = next((one for one in every if symbol is None or one.symbol.lower() == symbol.lower()), None)
+        if audited is None:
+            raise InputError(f"--symbol {symbol}: the experiment has {', '.join(one.symbol for one in every)}.")
+    if bars is not None:
+        audited = _read_bars(bars, symbol, timeframe)
+    if audited is None:
+        audited = load_sample("sp500")
+    audited = audited.slice(max(len(audited) - last_bars, 0), None)
+    if plant:
+        table = lookahead.PlantedLeak(table)
+    with _progress(f"look-ahead audit of {subject}", 1) as shown:
+        for _ in shown(range(1)):
+            found = lookahead.audit(
+                table, audited, Instrument.for_symbol(audited.symbol), market_config,
+                policy=policy, decisions=decisions, seed=seed,
+            )  # fmt: skip
+    document = lookahead.audit_json(found, subject=subject, symbol=audited.symbol, bars=len(audited))
+    if json_output:
+        print_json(document)
+    else:
+        _console().print(lookahead.audit_text(found, subject=subject), markup=False)
+    if not found.clean:
+        raise typer.Exit(LEAK_FOUND)
 
 
 def _seeds(count: int, first: int, *, deterministic: bool) -> list[int]:
@@ -435,10 +604,7 @@ def meaningful_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def _print_evaluation(evaluation: Evaluation, context: report.Context, place: Path) -> None:
-    console = Console(highlight=False)
-    width = None if console.is_terminal else 140
-    if width is not None:
-        console = Console(highlight=False, width=width)
+    console = _console()
     console.print(f"\n[bold]{evaluation.verdict.sentence}[/bold]\n")
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
@@ -476,6 +642,12 @@ def _print_evaluation(evaluation: Evaluation, context: report.Context, place: Pa
     for warning in evaluation.warnings:
         console.print(f"note: {warning}", style="yellow")
     console.print(f"\nreport  {place / 'report.html'}\njson    {place / 'report.json'}")
+
+
+def _console() -> Console:
+    """Tables keep their columns whole in a pipe, where there is no terminal width to fit."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=140)
 
 
 @contextmanager

@@ -536,7 +536,7 @@ def luck(evaluation: Evaluation) -> list[Chart]:
         marks = [(low, "", "ink"), (high, "", "ink"), (0.0, "zero" if apart else "", "ink")]
         marks.append((measured, "measured", "policy"))
         text = (
-            f"Had history been dealt again in blocks of about {bootstrap.block_length:.0f} days, its Sharpe ratio would "
+            f"Had history been dealt again in blocks of about {bootstrap.block_length:.0f} days, its Sharpe would "
             f"lie between {low:.2f} and {high:.2f} in 95% of cases, and below zero in {np.mean(samples < 0):.0%}."
         )
         charts.append(

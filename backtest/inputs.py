@@ -1,5 +1,6 @@
 """What to evaluate and on what: checkpoints, experiments and bars, found from the few words of a command line."""
 
+import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 
 from agent.checkpoint import CheckpointMetadata, CheckpointPolicy, load_policy
 from backtest.calibration import CodeOutcomes, code_outcomes
+from backtest.lookahead import FeatureTable
 from backtest.metrics import Floats
 from backtest.study import Model
 from configs.experiment import SPLITS, Experiment, Split, load_experiment, parse_experiment
@@ -166,3 +168,27 @@ def model_of(policy: CheckpointPolicy, experiment: Experiment) -> Model:
         tables: list[dict[str, float]] = [dict(meaning.quantiles) for meaning in meanings]
         codes = code_outcomes([meaning.code for meaning in meanings], tables, experiment.agent.network.codes)
     return Model(discount=experiment.agent.discount, reward_scale=experiment.market.reward.scale, codes=codes)
+
+
+def features_of_file(text: str) -> FeatureTable:
+    """A user's features from FILE.py:NAME: an object with `names`, `warmup` and `compute(bars) -> [N, F]`.
+
+    Runs the file: give only files you would run yourself.
+    """
+    file, separator, name = text.rpartition(":")
+    path = Path(file)
+    if not separator or path.suffix != ".py" or not path.is_file():
+        raise InputError(f"--features {text}: expected an existing FILE.py and a NAME in it, such as mine.py:FEATURES.")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"--features {text}: {path} cannot be read as Python.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: FeatureTable | None = getattr(module, name, None)
+    missing = [part for part in ("names", "warmup", "compute") if not hasattr(found, part)]
+    if found is None or missing:
+        raise InputError(
+            f"--features {text}: expected an object with names, warmup and compute(bars), found "
+            f"{'nothing of that name' if found is None else 'no ' + ', '.join(missing)}."
+        )
+    return found

@@ -308,3 +308,28 @@ def render_template(name: str, **context: Any) -> str:
         plotly=Markup(plotly_javascript()),
         **context,
     )
+
+
+def render_table_page(
+    *,
+    heading: str,
+    subtitle: str,
+    sentence: str,
+    note: str,
+    tables: Sequence[Mapping[str, object]],
+    charts: Sequence[Chart],
+) -> str:
+    """A page of a verdict, tables and charts: what `compare` and `walk-forward` write.
+
+    tables: each with title, columns, rows (name, cells), text and first_is_own.
+    """
+    return render_template(
+        "compare.html",
+        heading=heading,
+        subtitle=subtitle,
+        sentence=sentence,
+        spa=note,
+        tables=tables,
+        charts=charts,
+        figures=_script_json(as_payload(charts)),
+    )

@@ -11,11 +11,10 @@ Legend: S fill seeds, N rows of the run, T window, F features, A actions.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from market_env.observation import ObservationBuilder
 from numpy.typing import NDArray
 
 from agent.policy import Decision, Policy
@@ -25,6 +24,7 @@ from data.timeframe import Timeframe
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.market import Market
+from market_env.observation import ObservationBuilder
 from market_env.session import BarInput, BarRecord, Ledger, TradingSession, run_targets
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
@@ -122,9 +122,13 @@ def run_policy(
         bar = bar_input(market, t)
         for path, session in enumerate(sessions):
             values[:, path, row] = _columns(session.on_bar(bar))
-        window = np.repeat(builder.window(market.features[: t + 1], t)[None], len(seeds), axis=0)
-        account = np.stack([session.account_observation() for session in sessions])
-        decision = policy.act({"window": window, "account": account}, action_mask=mask, simulations=simulations)
+        # Paths whose accounts look alike (before the first fill, say) share one decision.
+        accounts = np.stack([session.account_observation() for session in sessions])
+        distinct, path_of = np.unique(accounts, axis=0, return_inverse=True)
+        window = np.repeat(builder.window(market.features[: t + 1], t)[None], len(distinct), axis=0)
+        observations = {"window": window, "account": distinct}
+        decision = policy.act(observations, action_mask=mask[: len(distinct)], simulations=simulations)
+        decision = _expand(decision, path_of.ravel())
         decided.append(decision)
         for path, session in enumerate(sessions):
             if session.ruined:
@@ -254,6 +258,12 @@ def _accounts(columns: dict[str, Floats], targets: Floats, open_: Floats) -> Acc
         rejected=columns["rejected"] > 0.0,
         liquidated=columns["liquidated"] > 0.0,
     )
+
+
+def _expand(decision: Decision, rows: NDArray[np.intp]) -> Decision:
+    """The decisions of distinct observations, one row per path again."""
+    names = ("action", "policy", "prior", "value", "q_values", "visits", "depth", "chance_probabilities")
+    return replace(decision, **{name: getattr(decision, name)[rows] for name in names})
 
 
 def _decision_rows(decided: list[Decision]) -> DecisionRows:

@@ -88,6 +88,23 @@ def liquidation_value(run: Run, market: Market, config: MarketConfig, path: int)
     return equity - size * close * cost
 
 
+def record_trial(run: Run, identity: Identity, ledger: TrialsLedger, *, created: str) -> None:
+    """Write a look at a split into the ledger."""
+    returns = daily_returns(run)
+    ledger.append(
+        Trial(
+            key=identity.key,
+            subject=identity.subject,
+            dataset=identity.dataset,
+            split=identity.split,
+            sharpe=sharpe_ratio(returns),
+            first_day=int(run.market.close_time[0] // 86_400_000),
+            returns=tuple(float(f"{value:.9g}") for value in returns),
+            created=created,
+        )
+    )
+
+
 def examine(
     run: Run,
     terms: Terms,
@@ -102,20 +119,7 @@ def examine(
 ) -> Evaluation:
     """Judge a finished run beside its baselines, and write the look at the split into the ledger."""
     market, config, where = terms.market, terms.config, terms.stretch
-    returns = daily_returns(run)
-    sharpe = sharpe_ratio(returns)
-    ledger.append(
-        Trial(
-            key=identity.key,
-            subject=identity.subject,
-            dataset=identity.dataset,
-            split=identity.split,
-            sharpe=sharpe,
-            first_day=int(run.market.close_time[0] // 86_400_000),
-            returns=tuple(float(f"{value:.9g}") for value in returns),
-            created=created,
-        )
-    )
+    record_trial(run, identity, ledger, created=created)
     trials = ledger.read()
     counts = statistics(trials, dataset=identity.dataset, split=identity.split)
 

@@ -76,7 +76,7 @@
     root.dataset.drawn = String(jobs.length);
   };
 
-  document.getElementById("log").addEventListener("change", (event) => {
+  document.getElementById("log")?.addEventListener("change", (event) => {
     Plotly.relayout("chart-overview", { "yaxis.type": event.target.checked ? "log" : "linear", "yaxis.autorange": true });
   });
   document.getElementById("theme").addEventListener("click", () => {
