@@ -5,20 +5,18 @@ Importing this package registers the Gymnasium ids; the modules behind them load
 
 from gymnasium.envs.registration import register
 
-# id -> (module, scalar env, vector env)
-_ENVIRONMENTS = {
-    "smu0/Market-v0": ("market_env.defaults", "make_env", "make_vector_env"),
-}
+# Verification markets: the best possible score is known (see `analytic.py`).
+VERIFICATION_MARKETS = ("Regime", "MeanReversion", "Momentum", "Martingale", "Leak", "KnownMoves", "Barrier")
 
-
-def _register_all() -> None:
-    for env_id, (module, scalar, vector) in _ENVIRONMENTS.items():
-        register(
-            id=env_id,
-            entry_point=f"{module}:{scalar}",
-            vector_entry_point=f"{module}:{vector}",
-            order_enforce=True,
-        )
-
-
-_register_all()
+register(
+    id="smu0/Market-v0",
+    entry_point="market_env.defaults:make_env",
+    vector_entry_point="market_env.defaults:make_vector_env",
+)
+for _name in VERIFICATION_MARKETS:
+    register(
+        id=f"smu0/{_name}-v0",
+        entry_point="market_env.analytic_env:make_env",
+        vector_entry_point="market_env.analytic_env:make_vector_env",
+        kwargs={"market": _name},
+    )

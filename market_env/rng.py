@@ -12,6 +12,7 @@ normals then reach 6.2 standard deviations.
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -172,3 +173,11 @@ def seed_key(seed: int) -> int:
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**64:
         raise ValueError(f"seed must be an integer in [0, 2**64), got {seed!r}")
     return int(seed)
+
+
+def seed_keys(seed: int | Sequence[int], count: int) -> NDArray[np.uint64]:
+    """The seeds of `count` environments: seed + i, or seed[i]."""
+    seeds = [int(seed) + i for i in range(count)] if isinstance(seed, (int, np.integer)) else list(seed)
+    if len(seeds) != count:
+        raise ValueError(f"need one seed per environment, {count}, got {len(seeds)}")
+    return np.array([seed_key(value) for value in seeds], dtype=np.uint64)

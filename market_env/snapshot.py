@@ -20,18 +20,17 @@ from market_env.instrument import Instrument
 class AccountSnapshot:
     """An account at a close. Money in any one currency: only ratios reach the agent.
 
-    exposure: position value / equity. price: the close. volatility: per bar, at the close.
+    exposure: position value / equity. price: the close.
     equity, initial_equity, peak_equity: now, at the beginning, and the highest at any close.
-    entry_price, entry_volatility: average price of the position (costs included) and volatility when it was opened;
-        None: opened at this close.
-    bars_held: since then. last_target, last_fill_fraction: of the last decision; None: the exposure.
+    entry_price: average price of the position, costs included; None: the close. entry_volatility: per bar, when it was
+        opened; a position has one. bars_held: since then.
+    last_target, last_fill_fraction: of the last decision; None: the exposure.
 
     Raises ValueError for an account that cannot be.
     """
 
     exposure: float
     price: float
-    volatility: float
     equity: float = 1.0
     initial_equity: float = 1.0
     peak_equity: float = 1.0
@@ -42,7 +41,7 @@ class AccountSnapshot:
     last_fill_fraction: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("price", "volatility", "equity", "initial_equity"):
+        for name in ("price", "equity", "initial_equity"):
             if not 0.0 < getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must be a positive number, got {getattr(self, name)!r}")
         if not max(self.equity, self.initial_equity) <= self.peak_equity < np.inf:
@@ -54,6 +53,8 @@ class AccountSnapshot:
             raise ValueError(
                 "without a position there is no entry: leave out entry_price, entry_volatility and bars_held"
             )
+        if self.exposure != 0.0 and self.entry_volatility is None:
+            raise ValueError("a position was opened at some volatility: give entry_volatility")
 
 
 class AccountObserver:
@@ -77,7 +78,7 @@ class AccountObserver:
             snapshot.initial_equity,
             snapshot.peak_equity,
             snapshot.price if snapshot.entry_price is None else snapshot.entry_price,
-            snapshot.volatility if snapshot.entry_volatility is None else snapshot.entry_volatility,
+            0.0 if snapshot.entry_volatility is None else snapshot.entry_volatility,
             float(snapshot.bars_held),
             snapshot.exposure if snapshot.last_target is None else snapshot.last_target,
             snapshot.last_fill_fraction,

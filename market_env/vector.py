@@ -100,7 +100,7 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         if seed is None and not self._began:
             seed = self._seed if self._seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
         if seed is not None:
-            self._rows["env_seed"] = self._seeds(seed)
+            self._rows["env_seed"] = rng.seed_keys(seed, self.num_envs)
             self._rows["episode"] = 0
         else:
             self._rows["episode"] += np.uint64(1)
@@ -191,13 +191,6 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         self._began = True
 
     # --- the rest --------------------------------------------------------------------------------------------------
-
-    def _seeds(self, seed: int | Sequence[int]) -> NDArray[np.uint64]:
-        if isinstance(seed, (int, np.integer)):
-            seed = [int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"need one seed per environment, {self.num_envs}, got {len(seed)}")
-        return np.array([rng.seed_key(value) for value in seed], dtype=np.uint64)
 
     def _observation_arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Account [B, 8] and window [B, T, F] to write into: fresh, or the reused ones."""
