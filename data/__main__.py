@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -15,20 +16,70 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data.bars import parse_time
 from data.commandline import JsonOption, make_app, print_json, run
+from data.exchange import ExchangeClient, FetchReport, Retrier, fetch_bars
 from data.features import COMPILED_FEATURES, DEFAULT_FEATURES, FeatureSet, FeatureSpec, feature_spec
 from data.importer import IMPORT_VENUE, FileFormat, FileReader, dataset_of_file_name
 from data.quality import QualityReport, QualityScan, format_time
 from data.samples import SAMPLES, load_sample
-from data.store import BarStore, DatasetKey, Manifest, write_atomically
+from data.store import LOCK_WAIT_SECONDS, BarStore, DatasetKey, Manifest, write_atomically
 from data.ta_catalog import REFUSED, SUPPORTED
 from data.timeframe import Timeframe
 
 app = make_app("Get bars, look at them, keep them. They are stored under var/bars, or where SMU0_BARS says.")
 
+# What the exchange with the shortest memory still has.
+_DEFAULT_FETCH_BARS = 720
+
 SymbolOption = Annotated[str | None, typer.Option(help="such as BTCUSDT or BTC/USDT")]
 TimeframeOption = Annotated[str | None, typer.Option(help="bar length, such as 5m, 1h or 1d")]
 VenueOption = Annotated[str | None, typer.Option(help="exchange or source the bars are stored under")]
+
+
+@app.command()
+def fetch(
+    exchange: Annotated[str, typer.Option(help="ccxt id of the exchange")] = "kraken",
+    symbol: Annotated[str, typer.Option(help="ccxt symbol")] = "BTC/USD",
+    timeframe: Annotated[str, typer.Option(help="bar length, such as 5m, 1h or 1d")] = "1h",
+    since: Annotated[str | None, typer.Option(help="first open, ISO 8601; default: 720 bars ago")] = None,
+    until: Annotated[str | None, typer.Option(help="end, exclusive, ISO 8601; default: now")] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="ask again for bars that are stored and take over revisions")
+    ] = False,
+    url: Annotated[str | None, typer.Option(help="base URL to talk to instead of the exchange, such as a mock")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds to wait for a reply")] = 10.0,
+    wait: Annotated[float, typer.Option(min=0, help="seconds to wait for another fetch to end")] = LOCK_WAIT_SECONDS,
+    json_output: JsonOption = False,
+) -> None:
+    """Fetch closed bars from an exchange (public data, no keys). Interrupted or run again, it continues.
+
+    Example: python -m data fetch --exchange kraken --symbol BTC/USD --timeframe 1h --since 2020-01-01
+    """
+    frame = Timeframe.parse(timeframe)
+    with ExchangeClient(exchange, url_override=url, timeout_seconds=timeout) as client:
+        retrier = Retrier(notice=lambda message: print(message, file=sys.stderr))
+        if since is None:
+            start = retrier.call(client.now_ms) - _DEFAULT_FETCH_BARS * frame.milliseconds
+        else:
+            start = parse_time(since)
+        with _progress(f"{exchange} {symbol} {timeframe}") as advance:
+            report = fetch_bars(
+                BarStore(),
+                client,
+                symbol,
+                frame,
+                since=start,
+                until=None if until is None else parse_time(until),
+                refresh=refresh,
+                retrier=retrier,
+                progress=advance,
+                wait_seconds=wait,
+            )
+    if json_output:
+        print_json(asdict(report) | {"gaps": [gap.model_dump() for gap in report.gaps]})
+        return
+    _print_fetched(report)
 
 
 @app.command()
@@ -281,6 +332,25 @@ def _print_stored(m: Manifest, json_output: bool) -> None:
             f"from {format_time(longest.start)}"
         )
     print(f"{m.venue} {m.symbol} {m.timeframe}: {m.bars:,} bars, {_time(m.first)} to {_time(m.last)}, {gaps}")
+
+
+def _print_fetched(report: FetchReport) -> None:
+    print(
+        f"{report.dataset}: {report.new_bars:,} new bars, {report.stored_bars:,} stored, "
+        f"{_time(report.first)} to {_time(report.last)}, {report.retries} replies asked for again"
+    )
+    if report.first is not None and report.first > report.since:
+        print(f"asked from {format_time(report.since)} on; the exchange has nothing before {format_time(report.first)}")
+    if report.revised:
+        print(f"{len(report.revised)} stored bars were revised by the exchange, the first {_time(report.revised[0])}")
+    if not report.gaps:
+        print("no gaps")
+        return
+    print(f"{len(report.gaps):,} gaps, {sum(gap.missing for gap in report.gaps):,} missing bars; the longest:")
+    table = Table("from", "to", "missing")
+    for gap in sorted(report.gaps, key=lambda gap: -gap.missing)[:10]:
+        table.add_row(format_time(gap.start), format_time(gap.end), f"{gap.missing:,}")
+    _console().print(table)
 
 
 def _print_reports(reports: dict[str, QualityReport]) -> None:

@@ -236,7 +236,7 @@ class BarStore:
     ) -> Iterator[DatasetWriter]:
         """The one writer of a dataset. Waits for another one to finish, then raises `DatasetLocked`."""
         folder = key.folder(self.root)
-        _create_folder(folder)
+        create_folder(folder)
         lock = filelock.FileLock(folder / LOCK_NAME)
         try:
             lock.acquire(timeout=wait_seconds)
@@ -314,7 +314,9 @@ class DatasetWriter:
     ) -> None:
         self._folder = folder
         self._key = key
-        self._read_partition = read_partition
+        self._load_partition = read_partition
+        # The partition written last, which the next page of a fetch extends.
+        self._latest: tuple[Partition, Bars] | None = None
         self._partitions = {} if known is None else {p.key: p for p in known.partitions}
         self._fetched = [] if known is None else list(known.fetched)
         self._inner_gaps: dict[str, tuple[GapRecord, ...]] = {}
@@ -354,24 +356,22 @@ class DatasetWriter:
         self._fetched.clear()
         self._sources = self._sources[-1:]
 
-    def add(self, bars: Bars, *, fetched: Span | None = None, overwrite: bool = False) -> int:
-        """Write bars into their partitions and return how many are new or, with `overwrite`, changed.
+    def add(self, bars: Bars, *, fetched: Span | None = None, overwrite: bool = False) -> Change:
+        """Write bars into their partitions; returns what was new and, with `overwrite`, what was revised.
 
         fetched: the interval these bars answer for; by default from the first bar to the close of the last.
         Raises `DatasetConflict` if a stored bar has other values and `overwrite` is off.
         """
         if DatasetKey.of(bars) != self._key:
             raise ValueError(f"These are bars of {DatasetKey.of(bars)}, this dataset is {self._key}.")
-        changed = 0
-        keys = _partition_keys(bars)
-        starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))[: len(bars)]
-        for start, stop in zip(starts, [*starts[1:], len(bars)], strict=True):
-            changed += self._add_to_partition(str(keys[start]), bars.slice(int(start), int(stop)), overwrite)
+        change = Change()
+        for partition, part in _split_by_partition(bars):
+            change += self._add_to_partition(partition, part, overwrite)
         if fetched is None and len(bars):
             fetched = Span(start=int(bars.timestamp[0]), end=self._key.timeframe.close_of(int(bars.timestamp[-1])))
         if fetched is not None:
             self._fetched = _join_spans([*self._fetched, fetched])
-        return changed
+        return change
 
     def commit(self) -> Manifest:
         """Make everything added so far the dataset that readers see."""
@@ -403,16 +403,21 @@ class DatasetWriter:
         self._remove_unreferenced()
         return manifest
 
+    def _read_partition(self, partition: Partition) -> Bars:
+        if self._latest is not None and self._latest[0] == partition:
+            return self._latest[1]
+        return self._load_partition(partition)
+
     def _ordered(self) -> Sequence[Partition]:
         return sorted(self._partitions.values(), key=lambda partition: partition.first)
 
-    def _add_to_partition(self, key: str, new: Bars, overwrite: bool) -> int:
+    def _add_to_partition(self, key: str, new: Bars, overwrite: bool) -> Change:
         known = self._partitions.get(key)
         if known is None:
-            merged, changed = new, len(new)
+            merged, change = new, Change(new=len(new))
         else:
-            merged, changed = merge_bars(self._read_partition(known), new, overwrite=overwrite)
-        if changed:
+            merged, change = merge_bars(self._read_partition(known), new, overwrite=overwrite)
+        if change:
             digest = content_hash(merged)
             name = f"{key}-{digest[:12]}.parquet"
             write_atomically(self._folder / name, lambda file: _write_parquet(merged, file))
@@ -425,7 +430,8 @@ class DatasetWriter:
                 content_hash=digest,
             )
             self._inner_gaps[key] = tuple(map(_gap_record, find_gaps(merged.timestamp, self._key.timeframe)))
-        return changed
+            self._latest = (self._partitions[key], merged)
+        return change
 
     def _remove_unreferenced(self) -> None:
         """Delete what a killed writer left, or what the last commit replaced. Only the lock's holder does
@@ -436,38 +442,50 @@ class DatasetWriter:
                 path.unlink(missing_ok=True)
 
 
-def merge_bars(old: Bars, new: Bars, *, overwrite: bool) -> tuple[Bars, int]:
-    """Both sets of bars in order of time, and the number of bars of `new` that `old` did not have just so.
+@dataclass(frozen=True)
+class Change:
+    """What adding bars did. revised: opens [ms] of bars that were stored with other values."""
+
+    new: int = 0
+    revised: tuple[int, ...] = ()
+
+    def __add__(self, other: Change) -> Change:
+        return Change(self.new + other.new, self.revised + other.revised)
+
+    def __bool__(self) -> bool:
+        return bool(self.new or self.revised)
+
+
+def merge_bars(old: Bars, new: Bars, *, overwrite: bool) -> tuple[Bars, Change]:
+    """Both sets of bars in order of time, and what `new` changed.
 
     Raises `DatasetConflict` if both have a bar with different values, unless `overwrite` prefers the new one.
     """
-    position = np.searchsorted(old.timestamp, new.timestamp)
-    known = position < len(old)
-    known[known] = old.timestamp[position[known]] == new.timestamp[known]
-    same = np.ones(int(np.count_nonzero(known)), dtype=bool)
+    _, row_old, row_new = np.intersect1d(old.timestamp, new.timestamp, assume_unique=True, return_indices=True)
+    same = np.ones(len(row_old), dtype=bool)
     for name in VALUE_COLUMNS:
-        same &= getattr(old, name)[position[known]] == getattr(new, name)[known]
-    conflicts = int(np.count_nonzero(~same))
-    if conflicts and not overwrite:
-        row = np.flatnonzero(known)[int(np.argmin(same))]
-        before, after = old.slice(int(position[row]), int(position[row]) + 1), new.slice(int(row), int(row) + 1)
+        same &= getattr(old, name)[row_old] == getattr(new, name)[row_new]
+    revised = new.timestamp[row_new[~same]]
+    if len(revised) and not overwrite:
+        first = int(np.argmin(same))
+        before, after = row_old[first], row_new[first]
         values = "; ".join(
-            f"{name} {getattr(before, name)[0]:g} stored, {getattr(after, name)[0]:g} new"
+            f"{name} {getattr(old, name)[before]:g} stored, {getattr(new, name)[after]:g} new"
             for name in VALUE_COLUMNS
-            if getattr(before, name)[0] != getattr(after, name)[0]
+            if getattr(old, name)[before] != getattr(new, name)[after]
         )
         raise DatasetConflict(
-            f"{DatasetKey.of(new)}: {conflicts} of the new bars contradict stored ones, the first at "
-            f"{format_time(int(new.timestamp[row]))} ({values}). Use another venue name to keep both, or replace "
-            "the stored dataset (--replace)."
+            f"{DatasetKey.of(new)}: {len(revised)} of the new bars contradict stored ones, the first at "
+            f"{format_time(int(revised[0]))} ({values}). Use another venue name to keep both, or replace the stored "
+            "dataset (--replace)."
         )
     kept = np.ones(len(old), dtype=bool)
-    kept[position[known]] = False
+    kept[row_old] = False
     timestamp = np.concatenate((old.timestamp[kept], new.timestamp))
     order = np.argsort(timestamp, kind="stable")
     columns = {name: np.concatenate((getattr(old, name)[kept], getattr(new, name)))[order] for name in VALUE_COLUMNS}
     merged = Bars(new.symbol, new.timeframe, new.venue, timestamp[order], **columns)
-    return merged, int(np.count_nonzero(~known)) + conflicts
+    return merged, Change(len(new) - len(row_new), tuple(revised.tolist()))
 
 
 def content_hash(bars: Bars) -> str:
@@ -502,7 +520,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
         ) from error
 
 
-def _create_folder(folder: Path) -> None:
+def create_folder(folder: Path) -> None:
+    """Make a folder and its parents. Raises `StoreError` when the disk refuses."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -563,22 +582,28 @@ def _join_spans(spans: Sequence[Span]) -> list[Span]:
     return joined
 
 
-def _partition_keys(bars: Bars) -> NDArray[np.str_]:
-    """The partition of each bar [N]. Calendar periods of at most about 100,000 bars: rewriting the newest
-    one for each page of a fetch stays cheap, and a window of a long dataset needs few files."""
+def _split_by_partition(bars: Bars) -> Iterator[tuple[str, Bars]]:
+    """(partition key, its bars), oldest first.
+
+    Partitions are calendar periods of at most about 100,000 bars: rewriting the newest one for each page of a fetch
+    stays cheap, and a window of a long dataset needs few files.
+    """
     length = bars.timeframe.milliseconds
+    if len(bars) == 0:
+        return
     if length >= DAY_MS:
-        return np.full(len(bars), "all")
+        yield "all", bars
+        return
     if length >= 5 * MILLISECONDS_PER_UNIT["m"]:
         unit = "Y"
     elif length >= MILLISECONDS_PER_UNIT["m"]:
         unit = "M"
     else:
         unit = "D"
-    periods, inverse = np.unique(
-        bars.timestamp.astype("datetime64[ms]").astype(f"datetime64[{unit}]"), return_inverse=True
-    )
-    return np.datetime_as_string(periods)[inverse]
+    periods = bars.timestamp.astype("datetime64[ms]").astype(f"datetime64[{unit}]")
+    starts = [0, *(np.flatnonzero(np.diff(periods.astype(np.int64))) + 1).tolist()]
+    for start, stop in zip(starts, [*starts[1:], len(bars)], strict=True):
+        yield str(periods[start]), bars.slice(start, stop)
 
 
 def _path_part(text: str) -> str:
