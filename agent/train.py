@@ -58,9 +58,9 @@ class EnvFactory(Protocol):
 class Resumable(Protocol):
     """A vector environment whose position can be saved, so that a resumed run continues mid-episode."""
 
-    def get_state(self) -> dict[str, NDArray[np.generic]]: ...
+    def get_state(self) -> NDArray[Any]: ...
 
-    def set_state(self, state: dict[str, NDArray[np.generic]]) -> None: ...
+    def set_state(self, state: NDArray[Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,9 @@ class Trainer:
         self.owed = state["owed"]
         self.best_score = state["best_score"]
         if isinstance(self.actor.env, Resumable):
-            self.actor.env.set_state(_under(arrays, "env."))
+            # Saved as bytes: a state may be a structured array, which safetensors does not know.
+            here = self.actor.env.get_state()
+            self.actor.env.set_state(np.frombuffer(arrays["env"].tobytes(), here.dtype).reshape(here.shape))
             self.actor.observations = _under(arrays, "actor.observation.")
             self.actor.mask = arrays["actor.mask"].astype(bool)
             self.actor.finished = arrays["actor.finished"].astype(bool)
@@ -247,7 +249,7 @@ class Trainer:
         for name, value in row.items():
             if isinstance(value, int | float):
                 board.add_scalar(name, value, self.actor.env_steps)
-        best = self.best_score is None or result.score > self.best_score
+        best = self.best_score is None or result.score >= self.best_score  # of equals, the one that learnt more
         if best:
             self.best_score = result.score
             save_checkpoint(self.checkpoints, "best", self.model, self._metadata(result.score, final=True), keep=2)
@@ -256,6 +258,7 @@ class Trainer:
             f"score {result.score:+.4f} ± {result.standard_error:.4f}  loss {row.get('loss/total', float('nan')):.3f}"
             f"  codes {row.get('model/code_perplexity', float('nan')):.1f}{'  [green]best[/]' if best else ''}",
             highlight=False,
+            soft_wrap=True,
         )
         return result
 
@@ -273,7 +276,7 @@ class Trainer:
             "diagnostic_count": self._count,
         }
         if isinstance(self.actor.env, Resumable):
-            arrays |= {f"env.{name}": np.asarray(array) for name, array in self.actor.env.get_state().items()}
+            arrays["env"] = np.frombuffer(self.actor.env.get_state().tobytes(), np.uint8)
             arrays |= {f"actor.observation.{k}": np.asarray(v) for k, v in self.actor.observations.items()}
             arrays |= {
                 "actor.mask": self.actor.mask,
