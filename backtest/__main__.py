@@ -1,8 +1,9 @@
 """python -m backtest: scores that can be trusted."""
 
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +15,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from agent.checkpoint import read_metadata
+from agent.checkpoint import load_policy, read_metadata
+from agent.policy import Policy
+from agent.train import RunSettings, Trainer
 from backtest import compare as comparing
 from backtest import inputs, lookahead, report
+from backtest import walk_forward as walking
 from backtest.baselines import standard_baselines
 from backtest.charts import label
 from backtest.evaluation import Evaluation
@@ -28,7 +32,9 @@ from backtest.runner import Stretch, run_policy, run_series
 from backtest.study import Identity, Model, Terms, examine, record_trial
 from backtest.targets import SIZINGS, align, read_targets
 from backtest.trials import LEDGER, TrialsLedger
-from configs.experiment import load_experiment
+from configs.environments import MarketEnvs
+from configs.experiment import Experiment, load_experiment
+from configs.version import code_version
 from data.bars import Bars, concatenate
 from data.commandline import JsonOption, make_app, print_json, run
 from data.features import FeatureSet
@@ -128,17 +134,38 @@ def run_command(
         finished = _run_checkpoint(
             checkpoint, config, split, symbol, fill_seeds, seed, simulations, fees_bps, deterministic, equity, threads
         )
-    identity = _identity(finished, seed)
-    seeds = list(finished.run.seeds)
+    place = out or OUT / f"{finished.subject.replace('/', '-')}-{finished.split}"
+    document = _judge_and_report(
+        finished, seed=seed, created=created, trials=trials, place=place, json_output=json_output
+    )
+    failed = [text for text in (gate_failure(document, *gate) for gate in gates) if text is not None]
+    for text in failed:
+        print(f"gate failed: {text}", file=sys.stderr)
+    if failed:
+        raise typer.Exit(GATE_FAILED)
+
+
+def _judge_and_report(
+    finished: Finished,
+    *,
+    seed: int,
+    created: str,
+    trials: Path,
+    place: Path,
+    json_output: bool,
+    bounds: Sequence[tuple[str, int, int]] | None = None,
+) -> dict[str, Any]:
+    """Evaluate a finished run, write its artefacts, print it; returns the JSON report."""
     evaluation = examine(
         finished.run,
         finished.terms,
-        identity=identity,
+        identity=_identity(finished, seed),
         ledger=TrialsLedger(trials),
         created=created,
         prior=finished.prior,
         model=finished.model,
         warnings=finished.notes,
+        bounds=bounds,
         progress=_progress,
     )
     context = report.Context(
@@ -150,26 +177,21 @@ def run_command(
         fingerprints={
             "data": finished.prepared.bars_fingerprint,
             "config": report.fingerprint(finished.config),
-            "checkpoint" if finished.kind == "checkpoint" else "targets": finished.subject_fingerprint,
+            "targets" if finished.kind == "targets" else "checkpoint": finished.subject_fingerprint,
             "features": finished.feature_fingerprint,
             "code": report.code_fingerprint(),
         },
-        seeds={"fill": seeds, "bootstrap": seed, "random_timing": seed},
+        seeds={"fill": list(finished.run.seeds), "bootstrap": seed, "random_timing": seed},
         arguments=meaningful_arguments(sys.argv[1:]),
         config=finished.config,
         created=created,
     )
-    place = out or OUT / f"{finished.subject.replace('/', '-')}-{finished.split}"
     document = report.write_artefacts(place, evaluation, context)
-    failed = [text for text in (gate_failure(document, *gate) for gate in gates) if text is not None]
     if json_output:
         print_json(document)
     else:
         _print_evaluation(evaluation, context, place)
-    for text in failed:
-        print(f"gate failed: {text}", file=sys.stderr)
-    if failed:
-        raise typer.Exit(GATE_FAILED)
+    return document
 
 
 def _identity(finished: Finished, seed: int) -> Identity:
@@ -482,6 +504,121 @@ def _contestant(text: str) -> tuple[str, int | None]:
     if not budget.isdecimal():
         raise InputError(f"{text}: expected NAME or NAME@SIMULATIONS, such as demo@0.")
     return name, int(budget)
+
+
+@app.command("walk-forward")
+def walk_forward_command(
+    config: Annotated[Path, typer.Argument(help="experiment YAML; its test split is cut into the folds' test parts")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override, KEY=VALUE; repeatable")] = None,
+    folds: Annotated[int, typer.Option(min=1, help="test parts")] = 4,
+    train_bars: Annotated[int | None, typer.Option(min=1, help="sliding training length; default: all before")] = None,
+    embargo: Annotated[int | None, typer.Option(min=0, help="extra bars between parts; default: n-step")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="training time per fold; default: the step budget")
+    ] = None,
+    symbol: Annotated[str | None, typer.Option(help="which of the experiment's symbols to test on")] = None,
+    fill_seeds: Annotated[int | None, typer.Option(min=1, help="paths of random fills")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the first fill path, the bootstrap and the shifts")] = 0,
+    fees_bps: Annotated[float | None, typer.Option(help="taker and maker fee, basis points")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the folds and the report; default: under var")] = None,
+    trials: Annotated[Path, typer.Option(help="ledger of evaluations")] = LEDGER,
+    fresh: Annotated[bool, typer.Option("--fresh", help="forget finished folds in the folder")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Train and test fold after fold; one out-of-sample report of all of them. Run again to continue.
+
+    Example: python -m backtest walk-forward configs/sp500_1d.yaml --folds 4 --set agent.training.env_steps=100000
+    """
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    experiment = load_experiment(config, set_ or [])
+    every = experiment.load_bars()
+    bars = next((one for one in every if symbol is None or one.symbol.lower() == symbol.lower()), None)
+    if bars is None:
+        raise InputError(f"--symbol {symbol}: the experiment has {', '.join(one.symbol for one in every)}.")
+    place = out or OUT / f"walk-forward-{experiment.name}"
+    if fresh:
+        for old in place.glob("fold-*"):
+            shutil.rmtree(old)
+    market_config = inputs.evaluation_config(experiment.market, fees_bps=fees_bps, deterministic=False)
+    seeds = _seeds(fill_seeds or experiment.backtest.fill_seeds, seed, deterministic=False)
+    planned = walking.plan_folds(experiment, bars, folds=folds, train_bars=train_bars, embargo=embargo)
+    results = []
+    for fold in planned:
+        where = place / f"fold-{fold.number + 1}"
+        if not json_output:
+            splits = fold.experiment.splits
+            print(f"fold {fold.number + 1} of {len(planned)}: train {splits.train[0]} to {splits.train[1]}, "
+                  f"test {splits.test[0]} to {splits.test[1]}", flush=True)  # fmt: skip
+        results.append(
+            walking.run_fold(fold, where, _fold_trainer(minutes), market_config, bars, seeds=seeds, progress=_progress)
+        )
+    combined = walking.combine(results, bars, market_config, seeds=seeds)
+    description = {
+        **experiment.dump(),
+        "market": market_config.model_dump(mode="json"),
+        "walk_forward": {
+            "folds": [one.fold.experiment.splits.model_dump(mode="json") for one in results],
+            "train_bars": train_bars,
+        },
+    }
+    ready = inputs.prepared(bars, combined.market, market_config)
+    finished = Finished(
+        run=combined.run,
+        prior=None,
+        prepared=ready,
+        terms=Terms(
+            market=combined.market,
+            config=market_config,
+            history_close=ready.history_close,
+            stretch=combined.stretch,
+            seed=seed,
+        ),
+        model=Model(discount=experiment.agent.discount, reward_scale=experiment.market.reward.scale, codes=None),
+        subject=f"{experiment.name} walk-forward",
+        kind="walk-forward",
+        subject_fingerprint=report.fingerprint([one.checkpoint for one in results]),
+        feature_fingerprint=experiment.feature_set.fingerprint,
+        split="walk-forward",
+        simulations=experiment.agent.search.simulations,
+        config=description,
+        notes=[],
+    )
+    _judge_and_report(
+        finished,
+        seed=seed,
+        created=created,
+        trials=trials,
+        place=place,
+        json_output=json_output,
+        bounds=combined.bounds,
+    )
+
+
+def _fold_trainer(minutes: float | None) -> walking.TrainFold:
+    """Training as the walk-forward needs it: start or continue in a directory, give the best checkpoint's policy."""
+
+    def train(experiment: Experiment, directory: Path) -> tuple[Policy, str]:
+        envs = MarketEnvs(experiment)
+        settings = RunSettings(
+            directory=directory,
+            seed=experiment.seed,
+            code_version=code_version(),
+            minutes=minutes,
+            experiment=experiment.dump(),
+            feature_fingerprint=experiment.feature_set.fingerprint,
+            data_fingerprint=envs.data_fingerprint,
+            code_statistics=envs.code_statistics,
+        )
+        directory.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(experiment.agent, envs, settings)
+        if (directory / "checkpoints" / "latest").exists():
+            trainer.resume()
+        with redirect_stdout(sys.stderr):  # stdout belongs to the report
+            trainer.run()
+        policy = load_policy(directory / "checkpoints" / "best")
+        return policy, inputs.checkpoint_fingerprint(policy.metadata)
+
+    return train
 
 
 @app.command("lookahead")

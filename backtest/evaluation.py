@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -143,10 +144,12 @@ def fill_band(run: Run, per_path: Sequence[Mapping[str, Metric]]) -> dict[str, B
     return band
 
 
-def folds(run: Run, buy_and_hold: Run, *, most: int = 12) -> list[Fold]:
-    """Calendar years, quarters or months, whichever gives at least three stretches and at most `most`."""
-    months = run.market.close_time[1:] - 1
-    moment = months.astype("datetime64[ms]")
+def calendar_bounds(run: Run, *, most: int = 12) -> list[tuple[str, int, int]]:
+    """Months, quarters or years as (label, first row, row after the last): the finest with at most `most` of them.
+
+    Row 0 holds the initial capital and belongs to the first one.
+    """
+    moment = (run.market.close_time - 1).astype("datetime64[ms]")
     year = moment.astype("datetime64[Y]").astype(int) + 1970
     month = moment.astype("datetime64[M]").astype(int) % 12
     options: list[tuple[Ints, Callable[[int], str]]] = [
@@ -156,15 +159,19 @@ def folds(run: Run, buy_and_hold: Run, *, most: int = 12) -> list[Fold]:
     ]
     # Years are the last resort: a history of more than `most` years still gets a bar each.
     keys, name = next((option for option in options if len(np.unique(option[0])) <= most), options[-1])
-    labels = np.unique(keys)
+    starts = [0, *(np.flatnonzero(np.diff(keys)) + 1).tolist(), len(keys)]
+    return [(name(int(keys[first])), first, stop) for first, stop in pairwise(starts)]
+
+
+def folds(run: Run, buy_and_hold: Run, bounds: Sequence[tuple[str, int, int]]) -> list[Fold]:
+    """Growth of the strategy and of buy-and-hold over each stretch of rows, from the mark before it to its last one."""
     own = run.accounts.equity[run.representative]
     held = buy_and_hold.accounts.equity[buy_and_hold.representative]
     result = []
-    for key in labels:
-        rows = np.flatnonzero(keys == key) + 1
-        first, last = rows[0] - 1, rows[-1]
+    for label, start, stop in bounds:
+        first, last = max(start - 1, 0), stop - 1
         growth = own[last] / own[first] - 1.0 if own[first] > 0 else 0.0
-        result.append(Fold(name(int(key)), float(growth), float(held[last] / held[first] - 1.0)))
+        result.append(Fold(label, float(growth), float(held[last] / held[first] - 1.0)))
     return result
 
 
@@ -177,8 +184,12 @@ def evaluate(
     bootstrap_reps: int = 2000,
     seed: int = 0,
     warnings: Sequence[str] = (),
+    bounds: Sequence[tuple[str, int, int]] | None = None,
 ) -> Evaluation:
-    """Judge a run that is complete: metrics with intervals, baselines, evidence, verdict."""
+    """Judge a run that is complete: metrics with intervals, baselines, evidence, verdict.
+
+    bounds: (label, first row, row after the last) of the folds to show; None takes calendar periods.
+    """
     per_path = [run.metrics(path) for path in range(run.paths)]
     metrics = dict(per_path[run.representative])
     returns = daily_returns(run)
@@ -219,7 +230,9 @@ def evaluate(
         trials=trials,
         random_timing=random_timing,
         spa=spa,
-        folds=folds(run, baselines["buy_and_hold"]) if "buy_and_hold" in baselines else [],
+        folds=folds(run, baselines["buy_and_hold"], bounds or calendar_bounds(run))
+        if "buy_and_hold" in baselines
+        else [],
         verdict=judge(metrics, evidence, random_timing, baseline_metrics.get("buy_and_hold"), days=days),
         warnings=notes,
     )

@@ -115,6 +115,7 @@ def examine(
     prior: Run | None = None,
     model: Model | None = None,
     warnings: Sequence[str] = (),
+    bounds: Sequence[tuple[str, int, int]] | None = None,
     progress: ProgressFactory = no_progress,
 ) -> Evaluation:
     """Judge a finished run beside its baselines, and write the look at the split into the ledger."""
@@ -147,6 +148,7 @@ def examine(
         bootstrap_reps=terms.bootstrap_reps,
         seed=terms.seed,
         warnings=warnings,
+        bounds=bounds,
     )
     path = run.representative
     metrics = dict(evaluation.metrics)
