@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,8 @@ class ServedModel:
                 f"{self.features.warmup} - 1), found {len(request.bars)}. Send the last {self.required_bars} closed "
                 f"bars"
             )
-        table = np.array(request.bars, dtype=np.float64)  # timestamps under 2^53 are exact in a float64
+        # Timestamps are under 2^53, so exact in a float64.
+        table = np.fromiter(chain.from_iterable(request.bars), np.float64).reshape(-1, 1 + len(VALUE_COLUMNS))
         columns = dict(zip(VALUE_COLUMNS, table.T[1:], strict=True))
         try:
             bars = Bars(request.symbol, timeframe, REQUEST_VENUE, table[:, 0].astype(np.int64), **columns)
@@ -170,16 +172,18 @@ class ServedModel:
         initial = account.initial_equity or account.equity or self.experiment.market.episode.initial_equity
         equity = account.equity or initial
         target = request.position if account.last_target is None else account.last_target
+        entry_volatility = account.entry_volatility
+        if entry_volatility is None and request.position != 0.0:
+            entry_volatility = float(ewma_volatility(bars.close)[-1])
         try:
             return AccountSnapshot(
                 exposure=request.position * self.max_leverage,
                 price=float(bars.close[-1]),
-                volatility=float(ewma_volatility(bars.close)[-1]),
                 equity=equity,
                 initial_equity=initial,
                 peak_equity=account.peak_equity or max(initial, equity),
                 entry_price=account.entry_price,
-                entry_volatility=account.entry_volatility,
+                entry_volatility=entry_volatility,
                 bars_held=account.bars_held,
                 last_target=target * self.max_leverage,
                 last_fill_fraction=account.last_fill_fraction,
@@ -358,10 +362,9 @@ def _warm_up(
     # The features are those of any timeframe; an hour exercises the time of week.
     bars = golden_bars(Timeframe.parse("1h"), observation.length + features.warmup - 1)
     table = features.compute(bars)
-    close, volatility = float(bars.close[-1]), float(ewma_volatility(bars.close)[-1])
     question = Question(
         window=observation.window(table, len(table) - 1),
-        account=account.observe(AccountSnapshot(exposure=0.0, price=close, volatility=volatility)),
+        account=account.observe(AccountSnapshot(exposure=0.0, price=float(bars.close[-1]))),
         simulations=None,
     )
     try:
