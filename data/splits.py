@@ -89,7 +89,7 @@ def walk_forward(
         validation = Rows(test.start - gap - validation_bars, test.start - gap)
         train_stop = validation.start - gap
         train = Rows(0 if train_bars is None else train_stop - train_bars, train_stop)
-        if train.start < 0 or len(train) < 1:
+        if train.start < 0 or train.stop <= train.start:
             needed = folds * test_bars + validation_bars + 2 * gap + (train_bars or 1)
             raise ValueError(
                 f"{bar_count} bars are too few for {folds} folds of {test_bars} test and {validation_bars} validation "
@@ -110,7 +110,7 @@ def _consecutive(bar_count: int, fractions: Sequence[float], gap: int) -> list[R
     # Cumulative rounding: the parts add up to the usable bars exactly.
     cuts = [round(usable * sum(fractions[:i])) for i in range(len(fractions) + 1)]
     parts = [Rows(start + i * gap, stop + i * gap) for i, (start, stop) in enumerate(pairwise(cuts))]
-    if any(len(part) < 1 for part in parts):
+    if any(part.stop <= part.start for part in parts):
         raise ValueError(
             f"{bar_count} bars are too few for {len(fractions)} parts with {gap} bars between them. "
             "Use a longer history, a shorter window or features with a shorter warm-up."
