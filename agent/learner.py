@@ -71,6 +71,7 @@ class Learner:
                 {"params": kept, "weight_decay": 0.0},
             ],
             lr=config.learning_rate,
+            fused=True,
         )
 
     def update(self, batch: Batch) -> tuple[dict[str, float], NDArray[np.float32]]:
