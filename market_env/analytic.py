@@ -185,7 +185,8 @@ class Barrier(_Market):
 
     def statistic(self, observations: NDArray[np.float32]) -> Floats:
         """State number [B] from one-of-four observations [B, 4]."""
-        return np.asarray(observations).argmax(axis=1).astype(np.float64)
+        state: Floats = np.asarray(observations).argmax(axis=1).astype(np.float64)
+        return state
 
     def chain(self, nodes: int) -> "Chain":
         idle, offer, up, down = range(4)

@@ -15,7 +15,10 @@ _MINOR_HALF_SPREAD_BPS = 5.0
 _DAYS_PER_YEAR = {"crypto": 365, "fx": 260, "equity": 252, "other": 252}
 
 _CRYPTO_MAJORS = frozenset({"BTC", "XBT", "ETH", "BNB", "SOL", "XRP", "LTC", "ADA", "DOGE"})
-_CRYPTO_QUOTES = ("USDT", "USDC", "BUSD", "FDUSD", "TUSD", "DAI", "BTC", "ETH", "USD", "EUR")
+_STABLECOINS = ("USDT", "USDC", "BUSD", "FDUSD", "TUSD", "DAI")
+_CRYPTO_QUOTES = frozenset({*_STABLECOINS, "BTC", "ETH", "USD", "EUR"})
+_METALS = frozenset({"XAU", "XAG", "XPT", "XPD"})
+_SEPARATORS = "/-_"
 _FIAT = frozenset(
     {"USD", "EUR", "GBP", "JPY", "CHF", "AUD", "NZD", "CAD", "SEK", "NOK", "DKK", "PLN", "SGD", "HKD", "MXN", "ZAR"}
 )
@@ -40,25 +43,21 @@ class Instrument(Section):
     def for_symbol(cls, symbol: str) -> Self:
         """Guess the class from the symbol.
 
-        Separators (`/`, `-`, `_`) and anything after a `:` (ccxt's settlement currency) are ignored. Then, in
-        order: two fiat codes -> fx; a crypto quote currency behind another code, or a known coin -> crypto; a
-        stock index, or 1 to 5 letters -> equity (taken to be large-cap); else other. State the class and the
-        half-spread yourself where the guess is wrong.
+        Anything after a `:` (ccxt's settlement currency) is ignored, then, in order: two fiat codes -> fx; a code
+        before a crypto quote currency (split by `/`, `-` or `_`, or joined: BTCUSDT), or a known coin -> crypto; a
+        stock index, or 1 to 5 letters -> equity (taken to be large-cap); else other. Known coins have the spread of a
+        crypto major. State the class and the half-spread yourself where the guess is wrong.
         """
-        name = "".join(c for c in symbol.upper().split(":")[0] if c not in "/-_ ")
-        if len(name) == 6 and name[:3] in _FIAT and name[3:] in _FIAT:
+        name = symbol.upper().split(":")[0]
+        pairs = _pairs(name)
+        joined = "".join(c for c in name if c not in _SEPARATORS)
+        if any(base in _FIAT and quote in _FIAT for base, quote in pairs):
             return cls(symbol=symbol, asset_class="fx")
-        if name in _CRYPTO_MAJORS:
+        if joined in _CRYPTO_MAJORS or any(b in _CRYPTO_MAJORS and q in _CRYPTO_QUOTES for b, q in pairs):
             return cls(symbol=symbol, asset_class="crypto")
-        for quote in _CRYPTO_QUOTES:
-            base = name.removesuffix(quote)
-            separated = any(c in symbol for c in "/-_")
-            if base and base != name and base not in _FIAT and not base.startswith(("XAU", "XAG")):
-                if base in _CRYPTO_MAJORS:
-                    return cls(symbol=symbol, asset_class="crypto")
-                if separated or quote not in ("BTC", "ETH", "USD", "EUR"):
-                    return cls(symbol=symbol, asset_class="crypto", half_spread_bps=_MINOR_HALF_SPREAD_BPS)
-        if name in _EQUITY_INDICES or (name.isalpha() and len(name) <= 5 and name not in _NOT_EQUITY):
+        if any(base not in _METALS and quote in _CRYPTO_QUOTES for base, quote in pairs):
+            return cls(symbol=symbol, asset_class="crypto", half_spread_bps=_MINOR_HALF_SPREAD_BPS)
+        if joined in _EQUITY_INDICES or (joined.isalpha() and len(joined) <= 5 and joined not in _NOT_EQUITY):
             return cls(symbol=symbol, asset_class="equity")
         return cls(symbol=symbol, asset_class="other")
 
@@ -72,3 +71,15 @@ class Instrument(Section):
     def trading_days_per_year(self) -> int:
         """Trading days per year of this instrument's calendar."""
         return _DAYS_PER_YEAR[self.asset_class] if self.days_per_year is None else self.days_per_year
+
+
+def _pairs(name: str) -> list[tuple[str, str]]:
+    """Ways to read a name as base and quote: at its separator, else with a known currency at its end."""
+    for separator in _SEPARATORS:
+        if separator in name:
+            base, quote = name.split(separator, 1)
+            return [(base, quote)]
+    known = (*_STABLECOINS, *sorted(_CRYPTO_MAJORS), *sorted(_FIAT))
+    pairs = [(name.removesuffix(quote), quote) for quote in known if name.endswith(quote) and name != quote]
+    # A joined name says little: without a stablecoin, only well-known codes count.
+    return [(b, q) for b, q in pairs if q in _STABLECOINS or b in _CRYPTO_MAJORS or b in _FIAT]

@@ -97,15 +97,44 @@ class BarRecord:
 
 
 def read_record(values: Sequence[float], instrument: str, action_mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A RECORD row (numbers in the order of `RECORD_FIELDS`, more may follow) as an `info` dictionary."""
-    info: dict[str, Any] = dict(zip(kernel.RECORD_FIELDS, values, strict=False))
-    info["t"] = int(info["t"])
-    info["timestamp"] = int(info["timestamp"])
-    info["rejected"] = info["rejected"] > 0.0
-    info["liquidated"] = info["liquidated"] > 0.0
-    info["instrument"] = instrument
-    info["action_mask"] = action_mask
-    return info
+    """A RECORD row (numbers in the order of `kernel.RECORD_FIELDS`; more may follow) as an `info` dictionary.
+
+    Written out because it is a third of the time of a single environment's step: a display is built in one go.
+    """
+    (
+        t, timestamp, equity, cash, units, exposure, target, qty_ordered, qty_filled, fill_price, arrival_price,
+        fill_fraction, rejected, fee, slippage_cost, impact_cost, latency_pnl, gap_pnl, bar_pnl, funding,
+        liquidation_cost, bad_debt, log_return, drawdown, liquidated, *_,
+    ) = values  # fmt: skip
+    return {
+        "t": int(t),
+        "timestamp": int(timestamp),
+        "instrument": instrument,
+        "equity": equity,
+        "cash": cash,
+        "units": units,
+        "exposure": exposure,
+        "target": target,
+        "qty_ordered": qty_ordered,
+        "qty_filled": qty_filled,
+        "fill_price": fill_price,
+        "arrival_price": arrival_price,
+        "fill_fraction": fill_fraction,
+        "rejected": rejected > 0.0,
+        "fee": fee,
+        "slippage_cost": slippage_cost,
+        "impact_cost": impact_cost,
+        "latency_pnl": latency_pnl,
+        "gap_pnl": gap_pnl,
+        "bar_pnl": bar_pnl,
+        "funding": funding,
+        "liquidation_cost": liquidation_cost,
+        "bad_debt": bad_debt,
+        "log_return": log_return,
+        "drawdown": drawdown,
+        "liquidated": liquidated > 0.0,
+        "action_mask": action_mask,
+    }
 
 
 class TradingSession:
