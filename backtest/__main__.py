@@ -20,6 +20,7 @@ from agent.policy import Policy
 from agent.train import RunSettings, Trainer
 from backtest import compare as comparing
 from backtest import inputs, lookahead, report
+from backtest import optimality as verifying
 from backtest import walk_forward as walking
 from backtest.baselines import standard_baselines
 from backtest.charts import label
@@ -779,6 +780,58 @@ def _print_evaluation(evaluation: Evaluation, context: report.Context, place: Pa
     for warning in evaluation.warnings:
         console.print(f"note: {warning}", style="yellow")
     console.print(f"\nreport  {place / 'report.html'}\njson    {place / 'report.json'}")
+
+
+@app.command("optimality")
+def optimality_command(
+    checkpoint: Annotated[
+        str | None, typer.Option(help="checkpoint trained on a verification market; without one the optima are listed")
+    ] = None,
+    market: Annotated[str, typer.Option(help=f"one of {', '.join(verifying.MARKETS)}")] = "regime",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="market parameter, KEY=VALUE; repeatable")] = None,
+    episodes: Annotated[int, typer.Option(min=2, help="episodes, all on draws of their own")] = 64,
+    steps: Annotated[int, typer.Option(min=1, help="steps per episode")] = 256,
+    simulations: Annotated[int | None, typer.Option(min=0, help="search budget; 0 acts by the prior")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Score a checkpoint on a market whose optimal policy is known: (agent - flat) / (optimal - flat).
+
+    Example: python -m backtest optimality --checkpoint var/runs/regime --market regime --set drift=0.3
+    """
+    if checkpoint is None:
+        if set_:
+            raise verifying.OptimalityError(
+                "--set: expected --checkpoint beside it; without one all optima are listed."
+            )
+        documents = [verifying.score_json(one) for one in verifying.all_markets()]
+        if json_output:
+            print_json(documents)
+            return
+        for document in documents:
+            ceiling = document["open_loop_value"]
+            beside = "" if ceiling is None else f"  (best plan that cannot react to chance: {ceiling:.4f})"
+            print(f"{document['market']:16} optimal reward per step {document['optimal_value']:.4f}{beside}")
+        return
+    chosen = verifying.market_of(market, set_ or [])
+    path = inputs.find_checkpoint(checkpoint)
+    metadata = read_metadata(path)
+    verifying.check_fits(metadata.observation_shapes, metadata.actions, chosen)
+    scored = verifying.score(
+        inputs.policy_of(path), market, chosen, episodes=episodes, steps=steps, seed=seed, simulations=simulations
+    )
+    document = verifying.score_json(scored)
+    if json_output:
+        print_json(document)
+        return
+    result = scored.result
+    if result is None or result.score is None:
+        print(f"{market}: the best policy is to do nothing; the agent earned {document['agent']:.4f} per step")
+    else:
+        print(
+            f"{market}: optimality {result.score:.3f} +- {result.standard_error:.3f} "
+            f"(agent {result.agent:.4f}, optimal {result.optimal:.4f} per step, same draws)"
+        )
 
 
 def _console() -> Console:
