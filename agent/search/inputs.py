@@ -36,22 +36,98 @@ class SearchInputs:
     @property
     def nodes(self) -> int:
         """Most nodes a tree can come to have."""
-        held = self.roots.resumed if self.resumed is None else self.resumed.arrays.size
-        return int((np.maximum(held, 1) + self.owed).max(initial=1))
+        if self.resumed is None:
+            return 1 + self.simulations
+        return int((np.maximum(self.resumed.arrays.size, 1) + self.owed).max(initial=1))
 
     @property
     def visits(self) -> int:
         """Most visits a node can come to have."""
-        held = self.roots.resumed if self.resumed is None else self.resumed.arrays.visits[:, 0]
-        return int((np.maximum(held, 1) + self.owed).max(initial=1))
+        if self.resumed is None:
+            return 1 + self.simulations
+        return int((np.maximum(self.resumed.arrays.visits[:, 0], 1) + self.owed).max(initial=1))
+
+
+def _expect_shape(name: str, array: NDArray[np.generic], shape: tuple[int, ...], letters: str) -> None:
+    if array.shape != shape:
+        raise SearchInputError(f"{name} must have shape {letters} = {shape}; found {array.shape}")
 
 
 def _floats(name: str, values: ArrayLike, shape: tuple[int, ...], letters: str) -> NDArray[np.float32]:
     array = np.array(values, dtype=np.float32, order="C")
-    if array.shape != shape:
-        raise SearchInputError(f"{name} must have shape {letters} = {shape}; found {array.shape}")
+    _expect_shape(name, array, shape, letters)
     require_finite(name, array)
     return array
+
+
+def _allowed(action_mask: ArrayLike | None, batch: int, actions: int) -> NDArray[np.bool_]:
+    if action_mask is None:
+        return np.ones((batch, actions), np.bool_)
+    allowed = np.array(action_mask, dtype=np.bool_, order="C")
+    _expect_shape("action_mask", allowed, (batch, actions), "[B, A]")
+    if not allowed.any(axis=1).all():
+        row = int(np.flatnonzero(~allowed.any(axis=1))[0])
+        raise SearchInputError(f"action_mask allows no action in row {row}; every row needs at least one")
+    return allowed
+
+
+def _seeds(seeds: ArrayLike | None, batch: int, *, sampled: bool, noisy: bool) -> NDArray[np.uint64]:
+    if seeds is not None:
+        rows = np.array(seeds, dtype=np.uint64)
+        _expect_shape("seeds", rows, (batch,), "[B]")
+        return rows
+    if sampled or noisy:
+        reason = "chance outcomes are sampled" if sampled else "exploration noise is asked for"
+        raise SearchInputError(f"seeds are needed because {reason}; pass one uint64 per row, found none")
+    return np.zeros(batch, np.uint64)
+
+
+def _given_noise(config: SearchConfig, root_noise: ArrayLike, allowed: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Noise from outside; as a share of the prior (puct) it must be a distribution over the allowed actions."""
+    noise = np.array(root_noise, dtype=np.float64, order="C")
+    _expect_shape("root_noise", noise, allowed.shape, "[B, A]")
+    require_finite("root_noise", noise)
+    if config.root == "gumbel":
+        return noise
+    shares = np.where(allowed, noise, 0.0)
+    total = shares.sum(axis=1, keepdims=True)
+    if (shares < 0.0).any() or (total <= 0.0).any():
+        raise SearchInputError(
+            f"root_noise of a puct root must be shares of the allowed actions: not negative, not all 0; found {noise}"
+        )
+    shares /= total
+    return shares
+
+
+def _turns(
+    config: SearchConfig, to_play: ArrayLike | None, resume: SearchTrees | None, batch: int
+) -> NDArray[np.int32]:
+    if to_play is None:
+        return np.zeros(batch, np.int32) if resume is None else resume.arrays.to_play.copy()
+    turns = np.array(to_play, dtype=np.int32)
+    _expect_shape("to_play", turns, (batch,), "[B]")
+    if batch and (turns.min() < 0 or turns.max() >= config.players):
+        raise SearchInputError(f"to_play must hold players in [0, {config.players}); found {turns}")
+    if resume is not None and (turns != resume.arrays.to_play).any():
+        raise SearchInputError(f"to_play must agree with the trees to resume, {resume.arrays.to_play}; found {turns}")
+    return turns
+
+
+def _check_resume(
+    config: SearchConfig, model: CoreWeights | TableModel, resume: SearchTrees | None, batch: int
+) -> None:
+    if resume is None:
+        return
+    if config.root == "gumbel":
+        raise SearchInputError(
+            "a gumbel root halves its actions over one whole budget and cannot resume a tree; use root: puct"
+        )
+    expected = (batch, model.num_actions, model.num_codes, config.players, model.latent_size)
+    found = (len(resume), resume.num_actions, resume.num_codes, resume.num_players, resume.arrays.latent.shape[2])
+    if found != expected:
+        raise SearchInputError(
+            f"resume must match the search in (batch, actions, codes, players, latent) = {expected}; found {found}"
+        )
 
 
 def check_inputs(
@@ -73,74 +149,45 @@ def check_inputs(
     count = config.simulations if simulations is None else simulations
     if count < 0:
         raise SearchInputError(f"simulations must not be negative; found {count}")
-    batch, actions = len(np.asarray(values)), model.num_actions
+    batch, actions = np.size(values), model.num_actions
     checked_latents = _floats("latents", latents, (batch, model.latent_size), "[B, L]")
     logits = _floats("policy_logits", policy_logits, (batch, actions), "[B, A]")
     root_values = _floats("values", values, (batch,), "[B]")
+    allowed = _allowed(action_mask, batch, actions)
+    _check_resume(config, model, resume, batch)
+    turns = _turns(config, to_play, resume, batch)
 
-    allowed = np.ones((batch, actions), np.bool_)
-    if action_mask is not None:
-        allowed = np.array(action_mask, dtype=np.bool_, order="C")
-        if allowed.shape != (batch, actions):
-            raise SearchInputError(f"action_mask must have shape [B, A] = {(batch, actions)}; found {allowed.shape}")
-        if not allowed.any(axis=1).all():
-            row = int(np.flatnonzero(~allowed.any(axis=1))[0])
-            raise SearchInputError(f"action_mask allows no action in row {row}; every row needs at least one")
-
-    noisy = explore and (config.root == "gumbel" or config.dirichlet_fraction > 0.0)
+    draws = explore and root_noise is None and (config.root == "gumbel" or config.dirichlet_fraction > 0.0)
     sampled = config.chance_selection == "sampled" and count > 0
-    row_seeds = np.zeros(batch, np.uint64)
-    if seeds is not None:
-        row_seeds = np.array(seeds, dtype=np.uint64)
-        if row_seeds.shape != (batch,):
-            raise SearchInputError(f"seeds must have shape [B] = {(batch,)}; found {row_seeds.shape}")
-    elif sampled or (noisy and root_noise is None):
-        reason = "chance outcomes are sampled" if sampled else "exploration noise is asked for"
-        raise SearchInputError(f"seeds are needed because {reason}; pass one uint64 per row, found none")
-
+    row_seeds = _seeds(seeds, batch, sampled=sampled, noisy=draws)
     noise = np.zeros((batch, actions), np.float64)
     if root_noise is not None:
-        noise = np.array(root_noise, dtype=np.float64, order="C")
-        if noise.shape != (batch, actions):
-            raise SearchInputError(f"root_noise must have shape [B, A] = {(batch, actions)}; found {noise.shape}")
-        require_finite("root_noise", noise)
-    elif noisy and config.root == "gumbel":
+        noise = _given_noise(config, root_noise, allowed)
+    elif draws and config.root == "gumbel":
         noise = gumbel_noise(row_seeds, actions)
-    elif noisy:
+    elif draws:
         noise = dirichlet_noise(row_seeds, allowed, config.dirichlet_alpha)
-    mixes = config.root == "puct" and (noisy or root_noise is not None)
-    if mixes and root_noise is not None:
-        noise = np.where(allowed, noise, 0.0)
-        noise /= np.maximum(noise.sum(axis=1, keepdims=True), 1e-38)
+    mixes = config.root == "puct" and (draws or root_noise is not None)
 
-    turn = np.zeros(batch, np.int32) if resume is None else resume.arrays.to_play.copy()
-    if to_play is not None:
-        turn = np.array(to_play, dtype=np.int32)
-        if turn.shape != (batch,) or (batch and (turn.min() < 0 or turn.max() >= config.players)):
-            raise SearchInputError(
-                f"to_play must hold one player in [0, {config.players}) per row, shape {(batch,)}; found {turn}"
-            )
-
-    owed = np.full(batch, count, np.int32)
-    held = np.zeros(batch, np.bool_)
+    owed, held = np.full(batch, count, np.int32), np.zeros(batch, np.bool_)
     if resume is not None:
-        if config.root == "gumbel":
-            raise SearchInputError(
-                "a gumbel root halves its actions over one whole budget and cannot resume a tree; use root: puct"
-            )
-        if len(resume) != batch or (resume.num_actions, resume.num_codes) != (actions, model.num_codes):
-            raise SearchInputError(
-                f"resume must hold {batch} trees of {actions} actions and {model.num_codes} codes; found "
-                f"{len(resume)} of {resume.num_actions} and {resume.num_codes}"
-            )
-        if (turn != resume.arrays.to_play).any():
-            raise SearchInputError(
-                f"to_play must agree with the trees to resume, {resume.arrays.to_play}; found {turn}"
-            )
         held = resume.arrays.size > 0
         # The budget counts visits of the root, so what was inherited is not paid for again.
-        owed = np.where(held, np.maximum(count - (resume.arrays.visits[:, 0] - 1), 0), count).astype(np.int32)
-
-    fraction = config.dirichlet_fraction if mixes else 0.0
-    roots = RootInputs(checked_latents, logits, root_values, noise, held, fraction)
-    return SearchInputs(roots, allowed, row_seeds, turn, owed, count, resume)
+        inherited = np.where(held, resume.arrays.visits[:, 0] - 1, 0)
+        owed = np.maximum(count - inherited, 0).astype(np.int32)
+    return SearchInputs(
+        roots=RootInputs(
+            latents=checked_latents,
+            policy_logits=logits,
+            values=root_values,
+            noise=noise,
+            resumed=held,
+            noise_fraction=config.dirichlet_fraction if mixes else 0.0,
+        ),
+        allowed=allowed,
+        seeds=row_seeds,
+        to_play=turns,
+        owed=owed,
+        simulations=count,
+        resumed=resume,
+    )

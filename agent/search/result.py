@@ -57,6 +57,11 @@ class SearchTrees:
     def __len__(self) -> int:
         return len(self.arrays.size)
 
+    @property
+    def num_players(self) -> int:
+        """P."""
+        return int(self.arrays.value.shape[2])
+
     def trimmed(self) -> Self:
         """The same without the unused ends of the arrays."""
         nodes, edges = int(self.arrays.size.max(initial=1)), int(self.arrays.edges.max(initial=1))
@@ -68,8 +73,7 @@ class SearchTrees:
         return type(self)(TreeArrays(**arrays), self.num_actions, self.num_codes)
 
     def _player(self, row: int, depth: int) -> int:
-        players = self.arrays.value.shape[2]
-        return int((self.arrays.to_play[row] + depth // 2) % players)
+        return int((self.arrays.to_play[row] + depth // 2) % self.num_players)
 
     def node(self, row: int, index: int) -> Node:
         """Node `index` of the tree of one row."""
@@ -160,7 +164,7 @@ class SearchTrees:
             raise SearchInputError(f"actions must not be negative; found {taken}")
         target = TreeArrays(*(np.zeros_like(array) for array in self.arrays))
         number = np.empty(self.arrays.parent.shape[1], np.int32)
-        sizes = TreeSizes(self.num_actions, self.num_codes, self.arrays.value.shape[2])
+        sizes = TreeSizes(self.num_actions, self.num_codes, self.num_players)
         KERNELS.copy_subtrees(self.arrays, target, taken, observed, number, sizes)
         return type(self)(target, self.num_actions, self.num_codes).trimmed()
 

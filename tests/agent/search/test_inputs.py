@@ -50,9 +50,11 @@ def test_weights_of_the_wrong_shape_are_named(small_core, name) -> None:
         ({"action_mask": np.ones((1, 3))}, r"action_mask must have shape"),
         ({"action_mask": np.array([[1, 1, 1], [0, 0, 0], [1, 0, 0]])}, "action_mask allows no action in row 1"),
         ({"seeds": np.arange(2)}, r"seeds must have shape \[B\] = \(3,\)"),
-        ({"to_play": [0, 1, 0]}, r"to_play must hold one player in \[0, 1\)"),
+        ({"to_play": [0, 1, 0]}, r"to_play must hold players in \[0, 1\)"),
         ({"simulations": -1}, "simulations must not be negative"),
         ({"root_noise": np.zeros((3, 2))}, "root_noise must have shape"),
+        ({"root_noise": np.zeros((3, 3))}, "root_noise of a puct root must be shares"),
+        ({"values": 0.0}, r"must have shape"),
     ],
 )
 def test_arguments_of_the_wrong_shape_are_named(small_core, random_roots, change, message) -> None:
