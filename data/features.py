@@ -278,7 +278,8 @@ class FeatureSet:
         """The features of these names. Raises `ValueError` on an unknown or repeated name and on an empty
         list."""
         specs = tuple(feature_spec(name) for name in names)
-        repeated = {spec.name for spec in specs if specs.count(spec) > 1}
+        canonical = [spec.name for spec in specs]
+        repeated = {name for name in canonical if canonical.count(name) > 1}
         if repeated or not specs:
             raise ValueError(
                 f"A feature set lists each feature once and at least one, found {list(names)}. "

@@ -324,11 +324,11 @@ SUPPORTED: Final[Mapping[str, TaIndicator]] = {indicator.function: indicator for
 
 _SUM: Final = "it sums from the first bar on, so its value depends on where the history starts (unbounded memory)"
 _PARABOLIC: Final = (
-    "its trend state and extreme points reach back to the first bar (unbounded memory), and it is undefined on one "
-    "side of every trend"
+    "it forgets only when the trend turns, which no number of bars guarantees (unbounded memory), and it is undefined "
+    "on one side of every trend"
 )
 REFUSED: Final[Mapping[str, str]] = {
-    "kama": "its slowest smoothing, (2/31)² per bar, forgets only after about 7,200 bars",
+    "kama": "where the price goes nowhere it smooths by (2/31)² per bar and forgets only after about 7,200 bars",
     "psar_up": _PARABOLIC,
     "psar_down": _PARABOLIC,
     "psar_up_indicator": _PARABOLIC,
