@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -131,13 +132,26 @@ class Bars:
 
 
 def concatenate(parts: list[Bars]) -> Bars:
-    """Join consecutive bars of one dataset, oldest first. Raises on an empty list or on parts that
-    overlap."""
+    """Join consecutive bars of one dataset, oldest first, at least one part.
+
+    Raises `DataQualityError` where a part does not begin after the one before it.
+    """
     head = parts[0]
-    columns: dict[str, NDArray[Any]] = {
-        name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS
-    }
-    return Bars(head.symbol, head.timeframe, head.venue, **columns)
+    filled = [part for part in parts if len(part)]
+    for before, after in pairwise(filled):
+        if after.timestamp[0] <= before.timestamp[-1]:
+            raise DataQualityError(
+                f"{head.symbol}: bars from {format_time(int(after.timestamp[0]))} on follow bars up to "
+                f"{format_time(int(before.timestamp[-1]))}; parts must not overlap and come oldest first."
+            )
+    if len({(part.symbol, part.timeframe, part.venue) for part in parts}) != 1:
+        raise ValueError(f"Parts of different datasets: {', '.join(map(repr, parts))}.")
+    columns: dict[str, NDArray[Any]] = {}
+    for name in COLUMNS:
+        column = np.concatenate([getattr(part, name) for part in parts])
+        column.flags.writeable = False
+        columns[name] = column
+    return _trusted(head.symbol, head.timeframe, head.venue, columns)
 
 
 def epoch_milliseconds(times: pd.Series | pd.Index) -> Times:

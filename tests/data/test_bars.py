@@ -147,5 +147,8 @@ def test_the_fingerprint_changes_with_any_value_and_any_name(bars_at: Make) -> N
 def test_joined_parts_are_the_whole_and_overlaps_are_refused(bars_at: Make) -> None:
     bars = bars_at(range(10))
     assert concatenate([bars.slice(0, 4), bars.slice(4, 10)]) == bars
-    with pytest.raises(DataQualityError, match=r"increase|once"):
-        concatenate([bars.slice(0, 5), bars.slice(4, 10)])
+    for first, second in ((5, 4), (5, 0)):
+        with pytest.raises(DataQualityError, match="must not overlap"):
+            concatenate([bars.slice(0, first), bars.slice(second, 10)])
+    with pytest.raises(ValueError, match="different datasets"):
+        concatenate([bars.slice(0, 5), bars_at([5], symbol="Y")])
