@@ -34,7 +34,8 @@ def compiled(
     fastmath: liberties taken with floating point; none by default. inline: copy it into its callers. entry: it is
     called from Python: release the GIL and cache the machine code on disk.
     """
-    options: dict[str, Any] = {"_nrt": False, "forceinline": inline}
+    # error_model: a division is a division, as in numpy, without a test that raises ZeroDivisionError.
+    options: dict[str, Any] = {"_nrt": False, "forceinline": inline, "error_model": "numpy"}
     if fastmath:
         options["fastmath"] = set(fastmath)
     if entry:

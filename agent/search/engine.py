@@ -17,7 +17,7 @@ from agent.search.kernel import KERNELS
 from agent.search.packing import pack_model
 from agent.search.result import SearchResult, SearchTrees
 from agent.search.tables import TableModel
-from agent.search.weights import CoreWeights
+from agent.search.weights import CoreWeights, require_finite
 from agent.search.workspace import Workspace, empty_outputs, empty_trees, tree_options
 
 _LOGGER = logging.getLogger(__name__)
@@ -182,4 +182,5 @@ class SearchEngine:
             search_groups(0)
             for other in others:
                 other.result()
+        require_finite("the search's root_value", out.root_value)  # finite weights may still overflow inside
         return SearchResult(*out, trees=trees.trimmed() if trees else None)

@@ -26,7 +26,7 @@ from agent.search.kernel import KERNELS, Answers, Leaves, Outputs
 from agent.search.network_kernel import NetworkShape
 from agent.search.result import SearchResult, SearchTrees
 from agent.search.tree_kernel import TreeOptions
-from agent.search.weights import WEIGHT_SHAPES, CoreWeights
+from agent.search.weights import WEIGHT_SHAPES, CoreWeights, require_finite
 from agent.search.workspace import Workspace, empty_outputs, empty_trees, tree_options
 
 _EPSILON = 1e-5  # of LayerNorm and of min-max scaling
@@ -296,6 +296,7 @@ class TorchSearchEngine:
             if owed > 0:
                 part.attach()
             part.report()
+        require_finite("the search's root_value", out.root_value)  # finite weights may still overflow inside
         if not with_tree:
             return SearchResult(*out)
         trees = empty_trees(inputs, shape, self.config.players, self._dtype)

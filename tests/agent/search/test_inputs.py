@@ -34,6 +34,14 @@ def test_weights_spoilt_after_export_are_noticed_when_loaded(small_core) -> None
         engine.load(weights)
 
 
+def test_a_network_that_overflows_is_noticed(small_core, random_roots) -> None:
+    weights = small_core()
+    huge = np.float32(1e30)
+    engine = SearchEngine(SearchConfig(), replace(weights, g_w1=weights.g_w1 * huge, g_w2=weights.g_w2 * huge))
+    with pytest.raises(SearchInputError, match=r"root_value has \d+ values that are not finite"):
+        engine.search(**random_roots(batch=3).arguments)
+
+
 @pytest.mark.parametrize("name", ["reward_w", "phi_b2", "value_b"])
 def test_weights_of_the_wrong_shape_are_named(small_core, name) -> None:
     weights = small_core()
