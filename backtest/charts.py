@@ -176,9 +176,9 @@ def overview(evaluation: Evaluation) -> Chart:
     layout = {
         "xaxis": {"anchor": "y4", "rangeslider": {"visible": False}, "type": "date"},
         "yaxis": {"domain": [0.62, 1.0], "title": {"text": "Equity"}},
-        "yaxis2": {"domain": [0.45, 0.59], "title": {"text": "Drawdown"}, "tickformat": ".0%"},
+        "yaxis2": {"domain": [0.45, 0.59], "title": {"text": "Drawdown"}, "tickformat": ".2~%"},
         "yaxis3": {"domain": [0.16, 0.42], "title": {"text": "Price"}},
-        "yaxis4": {"domain": [0.0, 0.13], "title": {"text": "Position"}, "tickformat": ".0%"},
+        "yaxis4": {"domain": [0.0, 0.13], "title": {"text": "Position"}, "tickformat": ".2~%"},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         "hovermode": "x unified",
         "margin": {"t": 24},
@@ -279,7 +279,7 @@ def actions(evaluation: Evaluation) -> Chart:
         ],
         "layout": {
             "xaxis": {"type": "category", "title": {"text": "Target exposure"}},
-            "yaxis": {"tickformat": ".0%", "title": {"text": "Share of decisions"}},
+            "yaxis": {"tickformat": ".2~%", "title": {"text": "Share of decisions"}},
         },
     }
     return Chart("actions", "What it asked for", text, figure)
@@ -407,7 +407,7 @@ def trades(evaluation: Evaluation) -> list[Chart]:
         ],
         "layout": {
             "barmode": "stack",
-            "xaxis": {"tickformat": ".1%", "title": {"text": "Net return per round trip"}},
+            "xaxis": {"tickformat": ".2~%", "title": {"text": "Net return per round trip"}},
             "yaxis": {"title": {"text": "Trades"}},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         },
@@ -435,8 +435,8 @@ def trades(evaluation: Evaluation) -> list[Chart]:
             )
         ],
         "layout": {
-            "xaxis": {"tickformat": ".1%", "title": {"text": "Worst price while held"}},
-            "yaxis": {"tickformat": ".1%", "title": {"text": "Best price while held"}},
+            "xaxis": {"tickformat": ".2~%", "title": {"text": "Worst price while held"}},
+            "yaxis": {"tickformat": ".2~%", "title": {"text": "Best price while held"}},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         },
     }
@@ -516,7 +516,7 @@ def luck(evaluation: Evaluation) -> list[Chart]:
             np.expm1(timing.log_growth),
             [(math.expm1(timing.own), "strategy", "policy")],
             "Total return",
-            ".0%",
+            ".2~%",
         )
         better = float(np.mean(timing.log_growth >= timing.own))
         text = (
@@ -574,7 +574,7 @@ def fold_bars(evaluation: Evaluation) -> Chart | None:
         "layout": {
             "barmode": "group",
             "xaxis": {"type": "category"},
-            "yaxis": {"tickformat": ".0%", "title": {"text": "Return"}},
+            "yaxis": {"tickformat": ".2~%", "title": {"text": "Return"}},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         },
     }
@@ -647,7 +647,7 @@ def sensitivity(evaluation: Evaluation) -> Chart | None:
             }
         ],
         "layout": {
-            "xaxis": {"tickformat": ".0%", "title": {"text": "Total return"}},
+            "xaxis": {"tickformat": ".2~%", "title": {"text": "Total return"}},
             "yaxis": {"automargin": True},
         },
     }
@@ -718,7 +718,7 @@ def calibration(evaluation: Evaluation) -> list[Chart]:
             ],
             "layout": {
                 "xaxis": {"title": {"text": "Predicted probability of a lower return"}, "range": [0, 1]},
-                "yaxis": {"title": {"text": "Share of bars"}, "tickformat": ".0%"},
+                "yaxis": {"title": {"text": "Share of bars"}, "tickformat": ".2~%"},
                 "bargap": 0.05,
                 "shapes": [
                     {

@@ -220,7 +220,7 @@ def difference_chart(comparison: Comparison) -> Chart | None:
             }
         ],
         "layout": {
-            "xaxis": {"tickformat": ".0%", "title": {"text": f"Growth a year less {comparison.runs[0].name}'s"}},
+            "xaxis": {"tickformat": ".2~%", "title": {"text": f"Growth a year less {comparison.runs[0].name}'s"}},
             "yaxis": {"type": "category", "automargin": True},
         },
     }

@@ -182,6 +182,7 @@ def evaluate(
     random_timing: RandomTiming | None,
     trials: TrialStatistics,
     bootstrap_reps: int = 2000,
+    spa_reps: int = SPA_REPS,
     seed: int = 0,
     warnings: Sequence[str] = (),
     bounds: Sequence[tuple[str, int, int]] | None = None,
@@ -217,7 +218,7 @@ def evaluate(
     for name, baseline in baselines.items():
         other = daily_returns(baseline)
         usable = len(other) == len(returns) and len(returns) >= 20
-        spa[name] = superior_predictive_ability(other, returns[:, None], reps=SPA_REPS, seed=seed) if usable else None
+        spa[name] = superior_predictive_ability(other, returns[:, None], reps=spa_reps, seed=seed) if usable else None
     baseline_metrics = {name: baseline.metrics(baseline.representative) for name, baseline in baselines.items()}
     return Evaluation(
         run=run,

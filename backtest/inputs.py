@@ -46,22 +46,24 @@ def find_checkpoint(given: str | None) -> Path:
             f"--checkpoint {given}: expected a directory with {CHECKPOINT_FILE}, a run directory or a run's "
             f"name, found none of them. Known runs: {', '.join(sorted(p.name for p in RUNS.glob('*/'))) or 'none'}."
         )
-    runs = [path for path in RUNS.glob("*/checkpoints/best") if (path / CHECKPOINT_FILE).is_file()]
-    if runs:
-        return max(runs, key=lambda path: (path / CHECKPOINT_FILE).stat().st_mtime)
-    bundled = sorted(path.parent for path in MODELS.glob(f"*/{CHECKPOINT_FILE}"))
-    markets = [path for path in bundled if _is_market_model(path)]
-    if markets:
-        return markets[0]
+    runs = sorted(RUNS.glob(f"*/checkpoints/best/{CHECKPOINT_FILE}"), key=lambda path: path.stat().st_mtime)
+    bundled = sorted(MODELS.glob(f"*/{CHECKPOINT_FILE}"))
+    for file in (*reversed(runs), *bundled):
+        if _is_market_model(file):
+            return file.parent
     raise InputError(
         f"Nothing to evaluate: no trained run under {RUNS} and no bundled market model under {MODELS}. "
         'Train one with "python -m agent train configs/sp500_1d.yaml", or give --checkpoint or --targets.'
     )
 
 
-def _is_market_model(path: Path) -> bool:
-    """Whether a bundled checkpoint was trained on bars (it carries its experiment)."""
-    return bool(json.loads((path / CHECKPOINT_FILE).read_text(encoding="utf-8")).get("experiment"))
+def _is_market_model(file: Path) -> bool:
+    """Whether a checkpoint was trained on bars: then it carries the data section of its experiment."""
+    try:
+        experiment = json.loads(file.read_text(encoding="utf-8")).get("experiment") or {}
+    except (json.JSONDecodeError, AttributeError):
+        return False  # a damaged one is not what anybody means by "the newest"
+    return "data" in experiment
 
 
 def checkpoint_name(path: Path) -> str:

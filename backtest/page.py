@@ -138,6 +138,8 @@ def number(name: str, value: float | None) -> str:
     if name in COUNTS:
         return f"{value:,.0f}"
     if name in MONEY or name.startswith("cost_") or name == "liquidation_value":
+        if abs(value) >= 1e9:
+            return f"{value:.1e}"
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.2f}"
     if name == "max_drawdown_days":
         return f"{value:,.0f}"

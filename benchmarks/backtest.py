@@ -49,6 +49,8 @@ CASES: dict[str, tuple[float, float, str, bool]] = {
     "half_every_bar": (0.5, -0.5, "exposure", True),
 }
 TIMED_CASE = "unit_long_flat"
+# Seconds of a peer's last run before equity was derived from its orders, where that is a step of its own.
+CORE_SECONDS: dict[str, float] = {}
 
 
 # --- the job, the same for every engine
@@ -116,7 +118,9 @@ def vectorbt_equity(prices: dict[str, Floats], case: str) -> Callable[[], Floats
         extra = {"size": wanted, "size_type": "targetpercent", "direction": "both", "val_price": valued}
 
     def run() -> Floats:
+        start = time.perf_counter()
         portfolio = vbt.Portfolio.from_orders(prices["close"], **common, **extra)
+        CORE_SECONDS["vectorbt"] = time.perf_counter() - start
         return np.asarray(portfolio.value(), dtype=np.float64).ravel()
 
     return run
@@ -170,6 +174,7 @@ def serve_peer() -> None:
             start = time.perf_counter()
             equity = jobs[key]()
             answer: Json = {"seconds": time.perf_counter() - start, "version": version(request["peer"])}
+            answer["core_seconds"] = CORE_SECONDS.get(request["peer"])
             if request.get("out"):
                 np.save(request["out"], equity)
         except Exception as error:  # noqa: BLE001  a broken peer is a finding, not an end
@@ -323,6 +328,8 @@ def measure(
             found[peer] = answer["version"]
             if turn:
                 seconds.setdefault(peer, []).append(answer["seconds"])
+                if answer["core_seconds"] is not None:
+                    seconds.setdefault(f"{peer}_without_equity", []).append(answer["core_seconds"])
     return seconds, found, missing
 
 

@@ -1,6 +1,7 @@
 """python -m backtest, as a user meets it."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,10 +148,13 @@ def test_nothing_to_evaluate_says_how_to_get_something(tmp_path: Path, monkeypat
 
 def test_the_newest_run_is_found_and_a_run_is_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("older", "newer"):
+    on_bars, elsewhere = '{"experiment": {"data": {}}}', '{"experiment": {"env": "CartPole-v1"}}'
+    for age, (name, content) in enumerate({"cartpole": elsewhere, "newer": on_bars, "older": on_bars}.items()):
         best = Path("var/runs") / name / "checkpoints" / "best"
         best.mkdir(parents=True)
-        (best / "checkpoint.json").write_text("{}")
+        (best / "checkpoint.json").write_text(content)
+        os.utime(best / "checkpoint.json", (1e9 - age, 1e9 - age))
+    assert find_checkpoint(None) == Path("var/runs/newer/checkpoints/best")
     assert find_checkpoint("older") == Path("var/runs/older/checkpoints/best")
     assert find_checkpoint("var/runs/older") == Path("var/runs/older/checkpoints/best")
 

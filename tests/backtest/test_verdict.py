@@ -35,6 +35,7 @@ def judged(bars_of: Callable[..., Bars]) -> Callable[..., Evaluation]:
             random_timing=shifted_timing(finished, market, CONFIG, count=59),
             trials=TrialStatistics(touches=1, trials=1, variance=0.0),
             bootstrap_reps=200,
+            spa_reps=50,
         )
 
     return run
