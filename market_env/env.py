@@ -188,6 +188,11 @@ class MarketEnv(gymnasium.Env[Observation, int]):
         self._playing, self._began, self._seed = state["playing"], state["began"], state["seed"]
         self._dataset = int(self._row[0]["dataset"])
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore after pickling or copying, which part a view from the memory it looks at."""
+        self.__dict__.update(state)
+        self._values = self._outcome.view(np.float64)
+
     # --- the rest --------------------------------------------------------------------------------------------------
 
     def _info(self, values: list[float]) -> dict[str, Any]:

@@ -272,6 +272,11 @@ class TradingSession:
             self._account[0][name] = value
         self._bars_seen = int(state["bars_seen"])
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore after pickling or copying, which part a view from the memory it looks at."""
+        self.__dict__.update(state)
+        self._values = self._record.view(np.float64)
+
     def _check_bar(self, bar: BarInput) -> None:
         symbol = self.instrument.symbol
         where = f"{symbol} bar {bar.timestamp}"

@@ -4,10 +4,13 @@ import math
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numba import njit
 
 from market_env import costs, fills, rewards
+
+quick = hypothesis_settings(deadline=None, derandomize=True)  # the first example of a test may compile
 
 
 def call(function):
@@ -91,6 +94,7 @@ def test_quantities_round_down_to_whole_lots(quantity, lot, expected):
     assert round_to_lot(quantity, lot) == pytest.approx(expected, abs=1e-15)
 
 
+@quick
 @given(
     side=st.sampled_from([1.0, -1.0]),
     exposure=st.floats(-3.0, 3.0),
@@ -112,6 +116,7 @@ def test_an_affordable_order_meets_initial_margin_exactly(side, exposure, levera
         assert quantity == max(-side * units, 0.0)
 
 
+@quick
 @given(
     units=st.floats(0.1, 100.0),
     leverage=st.floats(1.01, 50.0),

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from numba import njit
 from scipy import stats
 from scipy.special import ndtri
 
 from market_env import rng
+
+quick = hypothesis_settings(deadline=None, derandomize=True)  # the first example of a test may compile
 
 
 @njit
@@ -39,11 +42,13 @@ def test_philox_gives_the_published_words(counter, key, expected):
     assert philox_words(seed, *(np.uint64(c) for c in counter)) == expected
 
 
+@quick
 @given(st.floats(1e-10, 1.0 - 1e-10))
 def test_normal_is_the_normal_quantile(u):
     assert rng.normal(u) == pytest.approx(ndtri(u), rel=1e-13, abs=1e-14)
 
 
+@quick
 @given(st.floats(1e-9, 1.0 - 1e-9))
 def test_beta_is_the_beta_quantile(u):
     assert rng.beta_2_2(u) == pytest.approx(stats.beta(2, 2).ppf(u), abs=1e-9)
@@ -53,6 +58,7 @@ def test_uniforms_never_touch_their_ends():
     assert 0.0 < uniform_of(np.uint64(0)) < uniform_of(np.uint64(0xFFFFFFFF)) < 1.0
 
 
+@quick
 @given(st.lists(st.floats(1e-9, 1.0 - 1e-9), min_size=1, max_size=70))
 def test_batched_normals_equal_single_ones_to_the_last_bit(values):
     uniforms = np.array(values)

@@ -1,5 +1,6 @@
 """The account, bar by bar, against ledgers computed by hand."""
 
+import copy
 import json
 import math
 
@@ -417,6 +418,14 @@ class TestState:
             text = json.dumps(resumed.get_state(), allow_nan=False)
             resumed = TradingSession(MarketConfig(), INSTRUMENT, seed=1)
             resumed.set_state(json.loads(text))
+
+    def test_a_copy_goes_its_own_way(self):
+        session = TradingSession(MarketConfig(), INSTRUMENT, seed=0)
+        session.on_bar(flat_bar(0, 100.0))
+        session.submit(1.0, sigma=0.01, median_volume=1e9)
+        twin = copy.deepcopy(session)
+        assert twin.on_bar(flat_bar(1, 100.0)).equity == session.on_bar(flat_bar(1, 100.0)).equity
+        assert twin.on_bar(flat_bar(2, 50.0)).equity < session.on_bar(flat_bar(2, 100.0)).equity
 
     def test_a_foreign_state_is_refused(self):
         session = TradingSession(MarketConfig(), INSTRUMENT, seed=0)
