@@ -49,6 +49,7 @@ from market_env.market import Market
 
 OUT = Path("var/backtest")
 GATE_FAILED, LEAK_FOUND = 1, 3
+PRIOR_SEEDS = 5  # fill paths of the prior-only baseline: its curve needs a median, not a band
 # What only says where output goes or how it is shown: not part of what decides a result.
 SILENT_OPTIONS = {"--out", "--trials", "--threads", "--fail-under"}
 SILENT_FLAGS = {"--json", "--debug"}
@@ -165,7 +166,7 @@ def _judge_and_report(
         created=created,
         prior=finished.prior,
         model=finished.model,
-        warnings=finished.notes,
+        warnings=[*finished.notes, *_market_notes(finished)],
         bounds=bounds,
         progress=_progress,
     )
@@ -193,6 +194,20 @@ def _judge_and_report(
     else:
         _print_evaluation(evaluation, context, place)
     return document
+
+
+def _market_notes(finished: Finished) -> list[str]:
+    """What the reader must know of the market's data and fills."""
+    notes = []
+    fills = finished.prepared.config.fills
+    if fills.mode == "stochastic" and not finished.prepared.market.has_volume:
+        notes.append("These bars have no volume: the volume cap and price impact are off.")
+    ambiguous = finished.run.ambiguous_bars
+    if fills.order_type == "limit" and ambiguous:
+        notes.append(
+            f"{ambiguous} bars reached a limit price and the liquidation price: the liquidation was taken to come first."
+        )
+    return notes
 
 
 def _identity(finished: Finished, seed: int) -> Identity:
@@ -250,7 +265,8 @@ def _run_checkpoint(
     prior = None
     if with_prior and budget > 0:
         with _progress("its prior without search", rows) as shown:
-            prior = run_policy(policy, market, market_config, seeds=seeds, simulations=0, name="prior", progress=shown)
+            few = seeds[:PRIOR_SEEDS]
+            prior = run_policy(policy, market, market_config, seeds=few, simulations=0, name="prior", progress=shown)
     return Finished(
         run=finished,
         prior=prior,

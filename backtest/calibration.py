@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import norm
 
 from backtest.evaluation import Calibration
@@ -61,9 +62,7 @@ def mixture_cdf(outcome: Floats, weights: Floats, codes: CodeOutcomes) -> Floats
     continue beyond the outermost quantiles, so a code whose outcomes are normal is told exactly.
     """
     used = np.isfinite(codes.quantiles).all(axis=1)
-    share = weights[:, used]
-    total = share.sum(axis=1, keepdims=True)
-    share = np.divide(share, total, out=np.full_like(share, 1.0 / max(used.sum(), 1)), where=total > 0)
+    share = _shares(weights, used)
     below = np.column_stack([_code_cdf(outcome, row, codes.levels) for row in codes.quantiles[used]])
     return np.asarray((share * below).sum(axis=1))
 
@@ -97,11 +96,18 @@ def mixture_quantiles(
     known = codes.quantiles[used]
     spread = float(known.max() - known.min()) or 1e-9
     grid = np.linspace(float(known.min()) - 0.5 * spread, float(known.max()) + 0.5 * spread, points)
+    cdf = np.stack([_code_cdf(grid, row, codes.levels) for row in known])
+    # Row by row: a table [N, points] of all decisions at once would not fit for a long history.
+    return np.stack([np.interp(levels, share @ cdf, grid) for share in _shares(weights, used)])
+
+
+def _shares(weights: Floats, used: NDArray[np.bool_]) -> Floats:
+    """[N, used codes] weights over the codes that training has seen, summing to 1."""
     share = weights[:, used]
     total = share.sum(axis=1, keepdims=True)
-    share = np.divide(share, total, out=np.full_like(share, 1.0 / max(used.sum(), 1)), where=total > 0)
-    cdf = share @ np.stack([_code_cdf(grid, row, codes.levels) for row in known])
-    return np.stack([np.interp(levels, row, grid) for row in cdf])
+    even: Floats = np.full_like(share, 1.0 / max(int(used.sum()), 1))
+    shares: Floats = np.divide(share, total, out=even, where=total > 0)
+    return shares
 
 
 def normal_quantiles(sigma: Floats, levels: Floats = QUADRATURE) -> Floats:

@@ -109,6 +109,7 @@ def report_json(evaluation: Evaluation, context: Context) -> dict[str, Any]:
             "days_per_year": rows.days_per_year,
         },
         "ruined": run.ruined,
+        "ambiguous_bars": run.ambiguous_bars,
         "metrics": _metrics_json(evaluation.metrics),
         "fill_band": {
             name: {"p05": band.p05, "median": band.median, "p95": band.p95}

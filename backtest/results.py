@@ -113,6 +113,12 @@ class Run:
     def ruined(self) -> bool:
         return bool((self.accounts.equity[:, -1] <= 0.0).any())
 
+    @property
+    def ambiguous_bars(self) -> int:
+        """Bars of the representative path with a pending order and a liquidation: the data do not say which was first."""
+        row = self.representative
+        return int(np.count_nonzero(self.accounts.liquidated[row] & (self.accounts.qty_ordered[row] != 0.0)))
+
     def exposure(self, path: int) -> Floats:
         """[N] position value over equity at each close."""
         equity = self.accounts.equity[path]
