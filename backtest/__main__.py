@@ -205,7 +205,7 @@ def _market_notes(finished: Finished) -> list[str]:
     ambiguous = finished.run.ambiguous_bars
     if fills.order_type == "limit" and ambiguous:
         notes.append(
-            f"{ambiguous} bars reached a limit price and the liquidation price: the liquidation was taken to come first."
+            f"{ambiguous} bars reached a limit price and the liquidation price; the liquidation is taken to come first."
         )
     return notes
 

@@ -34,6 +34,11 @@ class CodeOutcomes:
     levels: Floats
     quantiles: Floats
 
+    @property
+    def used(self) -> NDArray[np.bool_]:
+        """[C] codes that training has seen."""
+        return np.asarray(np.isfinite(self.quantiles).all(axis=1), dtype=np.bool_)
+
 
 def discounted_future(rewards: Floats, discount: float) -> Floats:
     """[N] sum over k of discount^k rewards[t+k]: what was earned after each decision."""
@@ -61,7 +66,7 @@ def mixture_cdf(outcome: Floats, weights: Floats, codes: CodeOutcomes) -> Floats
     outcome: [N]. weights: [N, C]. Within a code the normal scores of the known levels are joined by straight lines that
     continue beyond the outermost quantiles, so a code whose outcomes are normal is told exactly.
     """
-    used = np.isfinite(codes.quantiles).all(axis=1)
+    used = codes.used
     share = _shares(weights, used)
     below = np.column_stack([_code_cdf(outcome, row, codes.levels) for row in codes.quantiles[used]])
     return np.asarray((share * below).sum(axis=1))
@@ -92,7 +97,7 @@ def mixture_quantiles(
     weights: Floats, codes: CodeOutcomes, levels: Floats = QUADRATURE, *, points: int = 400
 ) -> Floats:
     """[N, Q] quantiles of each mixture, by inverting its distribution function on a grid."""
-    used = np.isfinite(codes.quantiles).all(axis=1)
+    used = codes.used
     known = codes.quantiles[used]
     spread = float(known.max() - known.min()) or 1e-9
     grid = np.linspace(float(known.min()) - 0.5 * spread, float(known.max()) + 0.5 * spread, points)

@@ -115,7 +115,7 @@ class Run:
 
     @property
     def ambiguous_bars(self) -> int:
-        """Bars of the representative path with a pending order and a liquidation: the data do not say which was first."""
+        """Bars of the representative path with a pending order and a liquidation: which was first is not known."""
         row = self.representative
         return int(np.count_nonzero(self.accounts.liquidated[row] & (self.accounts.qty_ordered[row] != 0.0)))
 
