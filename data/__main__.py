@@ -23,7 +23,7 @@ from data.features import COMPILED_FEATURES, DEFAULT_FEATURES, FeatureSet, Featu
 from data.importer import IMPORT_VENUE, FileFormat, FileReader, dataset_of_file_name
 from data.quality import QualityReport, QualityScan, format_time
 from data.samples import SAMPLES, load_sample
-from data.store import LOCK_WAIT_SECONDS, BarStore, DatasetKey, Manifest, write_atomically
+from data.store import LOCK_WAIT_SECONDS, BarStore, DatasetCorrupt, DatasetKey, Manifest, write_atomically
 from data.ta_catalog import REFUSED, SUPPORTED
 from data.timeframe import Timeframe
 
@@ -177,16 +177,20 @@ def check(
 
     Example: python -m data check --symbol BTCUSDT
     """
+    damaged: dict[str, str] = {}
     if file is not None:
         key = _key_of_file(file, symbol, timeframe, venue or IMPORT_VENUE)
         reports = {str(file): FileReader(file, key, FileFormat.parse(columns, timezone=timezone)).inspect()}
     else:
-        reports = _check_store(symbol, timeframe, venue)
+        reports, damaged = _check_store(symbol, timeframe, venue)
     if json_output:
-        print_json([{"dataset": name, "ok": report.ok, **asdict(report)} for name, report in reports.items()])
+        found = [{"dataset": name, "ok": report.ok, **asdict(report)} for name, report in reports.items()]
+        print_json(found + [{"dataset": name, "ok": False, "damage": text} for name, text in damaged.items()])
     else:
         _print_reports(reports)
-    if not all(report.ok for report in reports.values()):
+        for text in damaged.values():
+            print(text)
+    if damaged or not all(report.ok for report in reports.values()):
         raise typer.Exit(1)
 
 
@@ -258,7 +262,10 @@ def _key_of_file(file: Path, symbol: str | None, timeframe: str | None, venue: s
     return DatasetKey(venue or IMPORT_VENUE, symbol or (named[0] if named else ""), frame)
 
 
-def _check_store(symbol: str | None, timeframe: str | None, venue: str | None) -> dict[str, QualityReport]:
+def _check_store(
+    symbol: str | None, timeframe: str | None, venue: str | None
+) -> tuple[dict[str, QualityReport], dict[str, str]]:
+    """(dataset -> its report, dataset -> what is wrong with its files)."""
     store = BarStore()
     frame = None if timeframe is None else str(Timeframe.parse(timeframe))
     chosen = [
@@ -268,17 +275,21 @@ def _check_store(symbol: str | None, timeframe: str | None, venue: str | None) -
     ]
     if not chosen:
         raise ValueError(f'{store.root} holds no such bars; see "python -m data list". Get some: python -m data sample')
-    reports = {}
+    reports, damaged = {}, {}
     for m in chosen:
+        name = f"{m.venue} {m.symbol} {m.timeframe}"
         scan = QualityScan(Timeframe.parse(m.timeframe))
-        with _progress(f"{m.venue} {m.symbol} {m.timeframe}") as advance:
-            done = 0
-            for block in store.read_blocks(m.symbol, m.timeframe, m.venue):
-                scan.add(block.timestamp, block.open, block.high, block.low, block.close, block.volume)
-                done += len(block)
-                advance(done / m.bars)
-        reports[f"{m.venue} {m.symbol} {m.timeframe}"] = scan.report()
-    return reports
+        done = 0
+        try:
+            with _progress(name) as advance:
+                for block in store.read_blocks(m.symbol, m.timeframe, m.venue):
+                    scan.add(block.timestamp, block.open, block.high, block.low, block.close, block.volume)
+                    done += len(block)
+                    advance(done / m.bars)
+            reports[name] = scan.report()
+        except DatasetCorrupt as error:
+            damaged[name] = str(error)
+    return reports, damaged
 
 
 def _export_features(
@@ -290,16 +301,18 @@ def _export_features(
         metadata={"feature_fingerprint": chosen.fingerprint},
     )
     rows = 0
+    bars = store.manifest(symbol, timeframe, venue).bars
     out.parent.mkdir(parents=True, exist_ok=True)
 
     def write(file: Any) -> None:
         nonlocal rows
-        with pq.ParquetWriter(file, schema, compression="zstd") as parquet:
+        with pq.ParquetWriter(file, schema, compression="zstd") as parquet, _progress("features") as advance:
             for timestamp, table in chosen.compute_blocks(store.read_blocks(symbol, timeframe, venue)):
                 times = pa.array(timestamp).cast(schema.field("timestamp").type)
                 values = [pa.array(table[:, column]) for column in range(table.shape[1])]
                 parquet.write_table(pa.Table.from_arrays([times, *values], schema=schema))
                 rows += len(timestamp)
+                advance(rows / bars)
 
     write_atomically(out, write)
     return rows

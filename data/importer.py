@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data.bars import COLUMNS, VALUE_COLUMNS, Bars
+from data.bars import COLUMNS, VALUE_COLUMNS, Bars, concatenate
 from data.quality import DataQualityError, Floats, QualityReport, QualityScan, Times, raise_violations
 from data.store import DatasetKey
 from data.timeframe import Timeframe
@@ -41,8 +41,11 @@ _KNOWN_NAMES: Final[Mapping[str, frozenset[str]]] = {
 # Marks a source without volume (FX quotes), which then reads as zero.
 NO_VOLUME: Final = "none"
 
-_CSV_BLOCK_BYTES: Final = 8 << 20
-_PARQUET_BLOCK_ROWS: Final = 131_072
+# Arrow reads some twenty blocks ahead, so this also bounds the memory of an import.
+_CSV_BLOCK_BYTES: Final = 1 << 20
+_PARQUET_BLOCK_ROWS: Final = 65_536
+# Blocks handed on are longer than a partition of minute bars, so that the store writes each partition about once.
+_BLOCK_BARS: Final = 131_072
 
 # An integer time is read by its size: seconds until the year 5138, then milliseconds, microseconds,
 # nanoseconds.
@@ -137,7 +140,7 @@ class FileReader:
         if self.format.sort:
             yield from self._validated([self._sorted(list(self._raw_blocks(progress)))])
         else:
-            yield from self._validated(self._raw_blocks(progress))
+            yield from _at_least(_BLOCK_BARS, self._validated(self._raw_blocks(progress)))
         self._check_whole()
 
     def inspect(self) -> QualityReport:
@@ -269,7 +272,7 @@ class FileReader:
     def _parquet_tables(self, progress: Callable[[float], None]) -> Iterator[pa.Table]:
         with self.path.open("rb") as handle:
             try:
-                file = pq.ParquetFile(handle)
+                file = pq.ParquetFile(handle, pre_buffer=False)
                 total = max(file.metadata.num_rows, 1)
                 done = 0
                 for batch in file.iter_batches(batch_size=_PARQUET_BLOCK_ROWS):
@@ -438,6 +441,18 @@ class _Clock:
 
     def _refuse(self, row: int, found: str, expected: str) -> None:
         raise ImportRefused(f"{self.path}: row {row + 1}: {found}, expected {expected}.")
+
+
+def _at_least(count: int, blocks: Iterable[Bars]) -> Iterator[Bars]:
+    """The same bars in blocks of at least `count`, but for the last."""
+    waiting: list[Bars] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(map(len, waiting)) >= count:
+            yield concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield concatenate(waiting)
 
 
 def _first_failure(column: pa.ChunkedArray, convert: Callable[[pa.ChunkedArray], Any]) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -291,14 +291,13 @@ class BarStore:
             raise DatasetCorrupt(
                 f"{key}: {path} cannot be read ({error}). Delete the dataset's folder and fetch or import it again."
             ) from error
-        bars = Bars(key.symbol, key.timeframe, key.venue, **columns)
-        found = content_hash(bars)
+        found = content_hash(columns)
         if found != partition.content_hash:
             raise DatasetCorrupt(
                 f"{key}: {path} has content {found[:12]}, the manifest expects {partition.content_hash[:12]}. "
                 "Delete the dataset's folder and fetch or import it again."
             )
-        return bars
+        return Bars(key.symbol, key.timeframe, key.venue, **columns)
 
 
 class DatasetWriter:
@@ -333,11 +332,6 @@ class DatasetWriter:
     def fetched(self) -> tuple[Span, ...]:
         """Intervals already asked for and answered."""
         return tuple(self._fetched)
-
-    @property
-    def last(self) -> int | None:
-        """Open time [ms] of the last bar, None in an empty dataset."""
-        return max((partition.last for partition in self._partitions.values()), default=None)
 
     def read(self, start: int, end: int) -> Bars | None:
         """Bars already added that open in [start, end) ms, or None where there are none."""
@@ -418,7 +412,7 @@ class DatasetWriter:
         else:
             merged, change = merge_bars(self._read_partition(known), new, overwrite=overwrite)
         if change:
-            digest = content_hash(merged)
+            digest = content_hash({name: getattr(merged, name) for name in COLUMNS})
             name = f"{key}-{digest[:12]}.parquet"
             write_atomically(self._folder / name, lambda file: _write_parquet(merged, file))
             self._partitions[key] = Partition(
@@ -488,11 +482,11 @@ def merge_bars(old: Bars, new: Bars, *, overwrite: bool) -> tuple[Bars, Change]:
     return merged, Change(len(new) - len(row_new), tuple(revised.tolist()))
 
 
-def content_hash(bars: Bars) -> str:
+def content_hash(columns: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 of the column bytes: what the bars say, whatever file format holds them."""
     digest = hashlib.sha256()
     for name in COLUMNS:
-        digest.update(getattr(bars, name).data)
+        digest.update(np.ascontiguousarray(columns[name]).data)
     return digest.hexdigest()
 
 

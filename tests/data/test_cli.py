@@ -123,10 +123,15 @@ def test_check_of_a_bad_file_names_every_kind_of_fault_and_fails(run: Run, store
 
 
 def test_check_notices_a_damaged_store(run: Run, store_root: Path) -> None:
+    """And still reports on the datasets that are sound."""
     run("sample")
-    file = next(store_root.rglob("*.parquet"))
+    run("sample", "nasdaq")
+    file = next((store_root / "sample" / "SP500").rglob("*.parquet"))
     file.write_bytes(file.read_bytes()[:-100])
-    assert "cannot be read" in run("check", code=2)
+    printed = run("check", code=1)
+    assert "cannot be read" in printed
+    assert "sample NASDAQ 1d" in printed
+    assert [row["ok"] for row in json.loads(run("check", "--json", code=1))] == [True, False]
 
 
 def test_the_exported_feature_table_is_the_computed_one(run: Run, store_root: Path, tmp_path: Path) -> None:

@@ -1,20 +1,24 @@
 """Fetches as real processes: killed at random points, and two at a time."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data.bars import Bars
+from data.bars import Bars, parse_time
+from data.exchange import ExchangeClient, Retrier, fetch_bars
 from data.mock_exchange import MockExchange
 from data.store import BarStore, Manifest
 from data.synthetic import martingale
+from data.timeframe import Timeframe
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -87,6 +91,33 @@ def test_killed_fetches_end_in_the_same_store_as_an_undisturbed_one(
     assert stored == exchange.closed_bars("BTC/USDT")
     litter = [p.name for p in (tmp_path / "killed").rglob("*") if p.suffix == ".tmp"]
     assert litter == []
+
+
+def test_the_mock_exchange_runs_as_a_process(tmp_path: Path) -> None:
+    """As in the compose profile `demo`: bars keep closing, and faults can be sent from outside."""
+    command = [sys.executable, "-m", "data.mock_exchange", "--port", "0", "--speed", "36000", "--history", "50"]
+    server = subprocess.Popen(command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE)
+    assert server.stdout is not None
+    try:
+        url = server.stdout.readline().split()[3].rstrip(",")
+        with ExchangeClient("binance", url_override=url) as client:
+            frame = Timeframe.parse("1h")
+            first = fetch_bars(BarStore(tmp_path), client, "BTC/USDT", frame, since=parse_time("2020-01-01"))
+            time.sleep(0.5)
+            faults = urllib.request.Request(f"{url}/mock/faults", data=b'["html", "null"]')
+            with urllib.request.urlopen(faults) as reply:
+                assert json.load(reply) == {"pending": 2}
+            client.measure_clock()
+            retrier = Retrier(sleep=lambda seconds: None)
+            second = fetch_bars(
+                BarStore(tmp_path), client, "BTC/USDT", frame, since=parse_time("2020-01-01"), retrier=retrier
+            )
+    finally:
+        server.terminate()
+        server.communicate()
+    assert first.new_bars >= 50
+    assert second.new_bars >= 4
+    assert second.retries == 2
 
 
 def test_two_processes_fetching_the_same_bars_take_turns(tmp_path: Path, exchange: MockExchange) -> None:
