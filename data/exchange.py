@@ -406,21 +406,18 @@ def fetch_bars(
     """
     retrier = Retrier() if retrier is None else retrier
     key = DatasetKey(client.name, symbol, timeframe)
-    with (
-        _one_fetch_per_exchange(store, client.name, wait_seconds),
-        store.writer(key, source=f"{client.name} via ccxt", wait_seconds=wait_seconds) as writer,
-    ):
+    with _one_fetch_per_exchange(store, client.name, wait_seconds):
         retrier.call(lambda: client.check_supported(symbol, timeframe))
-        now = retrier.call(client.now_ms)
-        span = _closed_span(key, since, until, now)
-        missing = [span] if refresh else _not_yet_fetched(span, writer.fetched)
-        walk = _Walk(client, key, writer, retrier, progress)
-        try:
-            for part in missing:
-                walk.cover(part, within=span)
-        finally:
-            # Whatever ends the walk early, the pages before it are good.
-            manifest = writer.commit()
+        span = _closed_span(key, since, until, retrier.call(client.now_ms))
+        with store.writer(key, source=f"{client.name} via ccxt", wait_seconds=wait_seconds) as writer:
+            walk = _Walk(client, key, writer, retrier, progress)
+            try:
+                for part in [span] if refresh else _not_yet_fetched(span, writer.fetched):
+                    walk.cover(part, within=span)
+            finally:
+                # Whatever ends the walk early, the pages before it are good.
+                if writer.fetched:
+                    manifest = writer.commit()
     return FetchReport(
         dataset=str(key),
         since=span.start,
@@ -465,14 +462,15 @@ class _Walk:
         cursor = part.start
         while cursor < part.end:
             # The bar before the cursor comes along: an exchange may revise its newest bar after closing it.
-            page = self._agreed_page(cursor - step)
+            first = max(cursor - step, 0)
+            page = self._agreed_page(first)
             new = page.between(cursor, part.end)
             if len(new):
                 following = min(int(page.timestamp[-1]) + step, part.end)
             else:
                 # Nothing on a whole page: a hole in the listing. Only time that was really answered for is skipped.
                 answered = min(self._limit, self._largest_page or SMALLEST_PAGE)
-                following = min(cursor - step + answered * step, part.end)
+                following = min(first + answered * step, part.end)
             self._revise(page.between(None, cursor))
             self.change += self._writer.add(new, fetched=Span(start=cursor, end=following), overwrite=True)
             self._commit_now_and_then()

@@ -203,7 +203,7 @@ def test_a_lasting_maintenance_page_is_no_gap(laboratory: Make, fault: Fault) ->
     lab.exchange.inject(fault, times=8)
     with pytest.raises(ExchangeUnavailable, match=r"expected JSON with bars.*Gave up after 8"):
         lab.fetch()
-    assert lab.store.list()[0].fetched == ()
+    assert lab.store.list() == ()
     lab.fetch()
     assert lab.stored() == lab.truth()
 
@@ -315,6 +315,12 @@ def test_only_recent_bars_can_be_had_and_the_gap_before_them_is_no_loss(laborato
     assert lab.stored() == lab.truth().slice(-719, None)
 
 
+def test_a_since_at_the_beginning_of_time_is_no_error(laboratory: Make) -> None:
+    lab = laboratory()
+    lab.fetch(since=0)
+    assert lab.stored() == lab.truth()
+
+
 def test_a_since_long_before_the_listing_finds_the_first_bar(laboratory: Make) -> None:
     lab = laboratory(windowed=True)
     lab.fetch(since=int(lab.bars.timestamp[0]) - 5_000 * H)
@@ -336,6 +342,7 @@ def test_a_wrong_symbol_or_timeframe_is_refused_at_once(
     with pytest.raises(ExchangeRefused, match=message):
         fetch_bars(lab.store, lab.client, symbol, Timeframe.parse(timeframe), since=0, retrier=lab.retrier())
     assert lab.waits == []
+    assert lab.store.list() == ()
 
 
 def test_an_unknown_exchange_is_refused_with_similar_names() -> None:

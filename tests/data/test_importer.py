@@ -79,6 +79,15 @@ def test_every_way_to_write_time_is_read_as_the_same_bars(write: Write, good: Ba
     assert read(write(csv(times))) == good
 
 
+@pytest.mark.parametrize("spelling", ["%Y-%m-%d", "%Y-%m-%dT00:00:00Z", "%Y-%m-%d 00:00:00+00:00"])
+def test_daily_bars_may_be_named_by_their_date(write: Write, spelling: str) -> None:
+    bars = martingale(4, seed=1, timeframe="1d", start="2021-03-04")
+    frame = bars.to_frame()
+    frame.index = frame.index.strftime(spelling)
+    key = DatasetKey(bars.venue, bars.symbol, bars.timeframe)
+    assert read(write(frame.rename_axis("Date").to_csv()), key=key) == bars
+
+
 @pytest.mark.parametrize(
     "header",
     [
