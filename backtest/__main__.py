@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,6 +34,7 @@ from backtest.runner import Stretch, run_policy, run_series
 from backtest.study import Identity, Model, Terms, examine, record_trial
 from backtest.targets import SIZINGS, align, read_targets
 from backtest.trials import LEDGER, TrialsLedger
+from configs.checkpoints import find_checkpoint
 from configs.environments import MarketEnvs
 from configs.experiment import Experiment, load_experiment
 from configs.version import code_version
@@ -241,7 +243,7 @@ def _run_checkpoint(
     name: str = "policy",
     with_prior: bool = True,
 ) -> Finished:
-    path = inputs.find_checkpoint(checkpoint)
+    path = find_checkpoint(checkpoint)
     metadata = read_metadata(path)
     experiment = inputs.experiment_of(metadata, config, path)
     policy = inputs.policy_of(path)
@@ -509,7 +511,7 @@ def contestant_names(contestants: Sequence[str]) -> list[str]:
     short = []
     for text in contestants:
         given, budget = _contestant(text)
-        short.append(inputs.checkpoint_name(inputs.find_checkpoint(given)) + ("" if budget is None else f"@{budget}"))
+        short.append(inputs.checkpoint_name(find_checkpoint(given)) + ("" if budget is None else f"@{budget}"))
     return short if len(set(short)) == len(short) else list(contestants)
 
 
@@ -668,7 +670,7 @@ def lookahead_command(
     if features is not None:
         table, subject = inputs.features_of_file(features), features
     if config is not None or (features is None and bars is None):
-        path = None if config is not None and checkpoint is None else inputs.find_checkpoint(checkpoint)
+        path = None if config is not None and checkpoint is None else find_checkpoint(checkpoint)
         if path is not None:
             metadata = read_metadata(path)
             experiment = inputs.experiment_of(metadata, config, path)
@@ -830,7 +832,7 @@ def optimality_command(
             print(f"{document['market']:16} optimal reward per step {document['optimal_value']:.4f}{beside}")
         return
     chosen = verifying.market_of(market, set_ or [])
-    path = inputs.find_checkpoint(checkpoint)
+    path = find_checkpoint(checkpoint)
     metadata = read_metadata(path)
     verifying.check_fits(metadata.observation_shapes, metadata.actions, chosen)
     scored = verifying.score(
@@ -873,4 +875,5 @@ def _progress(title: str, total: int) -> Iterator[Rows]:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # decisions are planned one by one: handing such small products around costs more
     run(app, "python -m backtest")

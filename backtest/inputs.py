@@ -1,7 +1,6 @@
 """What to evaluate and on what: checkpoints, experiments and bars, found from the few words of a command line."""
 
 import importlib.util
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +16,6 @@ from data.bars import Bars
 from market_env.config import MarketConfig
 from market_env.market import Market
 
-RUNS = Path("var/runs")
-MODELS = Path("models")
-CHECKPOINT_FILE = "checkpoint.json"
-
 
 class InputError(ValueError):
     """What was asked for is not there, or does not fit together."""
@@ -34,36 +29,6 @@ class Prepared:
     config: MarketConfig
     history_close: Floats
     bars_fingerprint: str
-
-
-def find_checkpoint(given: str | None) -> Path:
-    """A checkpoint directory: the one named (or its run, or a run's name), else the newest run's, else the bundled."""
-    if given is not None:
-        for candidate in (Path(given), Path(given) / "checkpoints" / "best", RUNS / given / "checkpoints" / "best"):
-            if (candidate / CHECKPOINT_FILE).is_file():
-                return candidate
-        raise InputError(
-            f"--checkpoint {given}: expected a directory with {CHECKPOINT_FILE}, a run directory or a run's "
-            f"name, found none of them. Known runs: {', '.join(sorted(p.name for p in RUNS.glob('*/'))) or 'none'}."
-        )
-    runs = sorted(RUNS.glob(f"*/checkpoints/best/{CHECKPOINT_FILE}"), key=lambda path: path.stat().st_mtime)
-    bundled = sorted(MODELS.glob(f"*/{CHECKPOINT_FILE}"))
-    for file in (*reversed(runs), *bundled):
-        if _is_market_model(file):
-            return file.parent
-    raise InputError(
-        f"Nothing to evaluate: no trained run under {RUNS} and no bundled market model under {MODELS}. "
-        'Train one with "python -m agent train configs/sp500_1d.yaml", or give --checkpoint or --targets.'
-    )
-
-
-def _is_market_model(file: Path) -> bool:
-    """Whether a checkpoint was trained on bars: then it carries the data section of its experiment."""
-    try:
-        experiment = json.loads(file.read_text(encoding="utf-8")).get("experiment") or {}
-    except (json.JSONDecodeError, AttributeError):
-        return False  # a damaged one is not what anybody means by "the newest"
-    return "data" in experiment
 
 
 def checkpoint_name(path: Path) -> str:

@@ -3,7 +3,6 @@
 Each step is a function of arrays elsewhere; here they are put in order, with progress shown for the long ones.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,9 +18,9 @@ from backtest.runner import Progress, Sizing, Stretch, quiet
 from backtest.sensitivity import scenarios
 from backtest.significance import probability_of_overfitting
 from backtest.trials import Trial, TrialsLedger, on_split, return_panel, statistics
-from market_env import fills, kernel
 from market_env.config import MarketConfig
 from market_env.market import Market
+from market_env.valuation import liquidation_value
 
 PBO_MIN_TRIALS = 10
 PBO_BLOCKS = 16
@@ -72,20 +71,18 @@ class Model:
     codes: CodeOutcomes | None
 
 
-def liquidation_value(run: Run, market: Market, config: MarketConfig, path: int) -> float:
-    """Equity if the open position were closed at the last close at expected cost: what the account would pay out."""
-    rules = kernel.rules_for(config, market.instrument)[0]
-    size = abs(float(run.accounts.units[path, -1]))
-    equity, close = float(run.accounts.equity[path, -1]), float(run.market.close[-1])
+def _payout(run: Run, market: Market, config: MarketConfig, path: int) -> float:
+    """What the account of one path would pay out after the last bar."""
     last = int(np.searchsorted(market.timestamp, run.market.timestamp[-1]))
-    sigma, volume = float(market.sigma[last]), float(market.median_volume[last])
-    mean_noise = math.sqrt(2.0 / math.pi)  # E|z|
-    cost = float(rules["taker_fee"])
-    if bool(rules["stochastic"]):
-        slippage = fills.spread_slippage(float(rules["half_spread"]), float(rules["kappa"]), sigma, mean_noise)
-        impact = fills.square_root_impact(float(rules["impact"]), sigma, size, volume)
-        cost += min(slippage + impact, float(rules["cost_cap"]))
-    return equity - size * close * cost
+    return liquidation_value(
+        config,
+        market.instrument,
+        equity=float(run.accounts.equity[path, -1]),
+        units=float(run.accounts.units[path, -1]),
+        close=float(run.market.close[-1]),
+        sigma=float(market.sigma[last]),
+        median_volume=float(market.median_volume[last]),
+    )
 
 
 def record_trial(run: Run, identity: Identity, ledger: TrialsLedger, *, created: str) -> None:
@@ -152,7 +149,7 @@ def examine(
     )
     path = run.representative
     metrics = dict(evaluation.metrics)
-    metrics["liquidation_value"] = Metric(liquidation_value(run, market, config, path), 1)
+    metrics["liquidation_value"] = Metric(_payout(run, market, config, path), 1)
     panel = return_panel(
         on_split(trials, dataset=identity.dataset, split=identity.split),
         dataset=identity.dataset,

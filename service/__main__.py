@@ -63,8 +63,8 @@ def serve(
     import torch
     import uvicorn
 
+    from configs.checkpoints import find_checkpoint
     from service.app import create_app
-    from service.checkpoints import find_checkpoint
     from service.model import Serving, load_model
     from service.runtime import Service
 
@@ -114,8 +114,8 @@ def example(
     -d @- http://127.0.0.1:8000/v1/act
     """
     from agent.checkpoint import read_metadata
+    from configs.checkpoints import find_checkpoint
     from configs.experiment import parse_experiment
-    from service.checkpoints import find_checkpoint
     from service.example import example_request
 
     settings = read_settings()

@@ -1,7 +1,6 @@
 """python -m backtest, as a user meets it."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from backtest.__main__ import app, gate_failure, meaningful_arguments, parse_gate
-from backtest.inputs import InputError, find_checkpoint
+from backtest.inputs import InputError
 from backtest.targets import TargetsError
 from data.synthetic import martingale
 
@@ -136,27 +135,6 @@ def test_as_a_process_bad_input_is_one_line_and_exit_code_two(tmp_path: Path) ->
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "Traceback" not in result.stderr
-
-
-def test_nothing_to_evaluate_says_how_to_get_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="python -m agent train"):
-        find_checkpoint(None)
-    with pytest.raises(InputError, match="--checkpoint nowhere"):
-        find_checkpoint("nowhere")
-
-
-def test_the_newest_run_is_found_and_a_run_is_known_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    on_bars, elsewhere = '{"experiment": {"data": {}}}', '{"experiment": {"env": "CartPole-v1"}}'
-    for age, (name, content) in enumerate({"cartpole": elsewhere, "newer": on_bars, "older": on_bars}.items()):
-        best = Path("var/runs") / name / "checkpoints" / "best"
-        best.mkdir(parents=True)
-        (best / "checkpoint.json").write_text(content)
-        os.utime(best / "checkpoint.json", (1e9 - age, 1e9 - age))
-    assert find_checkpoint(None) == Path("var/runs/newer/checkpoints/best")
-    assert find_checkpoint("older") == Path("var/runs/older/checkpoints/best")
-    assert find_checkpoint("var/runs/older") == Path("var/runs/older/checkpoints/best")
 
 
 def test_only_what_decides_the_result_is_recorded_of_the_command_line() -> None:

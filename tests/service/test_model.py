@@ -13,11 +13,12 @@ import pytest
 
 from agent.checkpoint import METADATA, WEIGHTS, load_policy
 from agent.policy import Decision, decision_from_actions
+from configs.checkpoints import CheckpointNotFound, find_checkpoint
 from data.bars import Bars
 from data.features import ewma_volatility, trailing_median_volume
 from market_env.session import BarInput, TradingSession
 from service import model as model_module
-from service.checkpoints import CheckpointNotFound, checkpoint_within, find_checkpoint
+from service.checkpoints import checkpoint_within
 from service.errors import InvalidModelOutput, InvalidRequest
 from service.model import Answer, ModelError, Question, ServedModel, golden_bars, load_model
 from service.schemas import ActRequest
