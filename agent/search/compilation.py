@@ -1,9 +1,14 @@
-"""How the search's kernels are compiled: two things numba does not do by itself, kept in one place.
+"""How the search's kernels are compiled: three things numba does not do by itself, kept in one place.
 
 **No reference counting.** The kernels pass arrays around in named tuples and allocate nothing. numba counts a
 reference, atomically, each time such a field is read, which took 85% of the time of a tree step where it was
 measured (docs/decisions/0031). numba's `_nrt=False` compiles without its run-time memory management, so there is
 nothing to count; a kernel that did allocate would fail to compile.
+
+**One piece of machine code.** Every kernel is copied into the entry that calls it. Left to itself, numba also compiles
+each kernel on its own, and the process that compiles calls that copy, while a process that finds the entry in the cache
+calls the one inside it. The two are optimised in different surroundings and round differently, so the very first run
+on a machine gave other numbers than every later one (tests/agent/search/test_compilation.py).
 
 **Wide vectors.** On processors with 512-bit vectors LLVM prefers 256 bits, because on the first of them wide
 arithmetic lowered the clock. For loops that do nothing but multiply and add the wide form is faster, by a third
@@ -26,16 +31,14 @@ ANY_ORDER = FIXED_ORDER | {"reassoc"}
 _WIDE = ('"prefer-vector-width"="512"', '"min-legal-vector-width"="512"')
 
 
-def compiled(
-    *, fastmath: frozenset[str] = frozenset(), inline: bool = False, entry: bool = False
-) -> Callable[[Callable[..., Any]], Any]:
+def compiled(*, fastmath: frozenset[str] = frozenset(), entry: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Compile a kernel, on its first call, without reference counting.
 
-    fastmath: liberties taken with floating point; none by default. inline: copy it into its callers. entry: it is
-    called from Python: release the GIL and cache the machine code on disk.
+    fastmath: liberties taken with floating point; none by default. entry: it is called from Python: release the GIL
+    and cache the machine code on disk.
     """
     # error_model: a division is a division, as in numpy, without a test that raises ZeroDivisionError.
-    options: dict[str, Any] = {"_nrt": False, "forceinline": inline, "error_model": "numpy"}
+    options: dict[str, Any] = {"_nrt": False, "forceinline": not entry, "error_model": "numpy"}
     if fastmath:
         options["fastmath"] = set(fastmath)
     if entry:

@@ -190,7 +190,7 @@ def visit_again(trees, row, leaf, memory, options):
     back_up(trees, row, leaf, memory.gains, options)
 
 
-@compiled(inline=True)
+@compiled()
 def leaf_of(memory, kind, index):
     """(row, parent, edge slot) of a gathered leaf."""
     return (

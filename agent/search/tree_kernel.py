@@ -117,7 +117,7 @@ def allocate_trees(
     )
 
 
-@compiled(inline=True)
+@compiled()
 def mover(trees, row, depth, options):
     """The player who acts at a decision node of this depth, or who has just acted at a chance node."""
     if options.players == 1:
@@ -125,7 +125,7 @@ def mover(trees, row, depth, options):
     return (trees.to_play[row] + depth // 2) % options.players
 
 
-@compiled(inline=True)
+@compiled()
 def add_node(trees, row, parent, slot, raw_value, reward, options):
     """Append a node, evaluated but without its edges' priors, and return its number."""
     node = np.int64(trees.size[row])
@@ -156,7 +156,7 @@ def add_node(trees, row, parent, slot, raw_value, reward, options):
     return node
 
 
-@compiled(inline=True)
+@compiled()
 def choose_code(trees, row, node, simulation, roots, options):
     """The edge slot of the outcome to look at under a chance node."""
     first = np.int64(trees.first_edge[row, node])
@@ -181,7 +181,7 @@ def choose_code(trees, row, node, simulation, roots, options):
     return best
 
 
-@compiled(inline=True)
+@compiled()
 def choose_by_puct(trees, row, node, roots, options):
     """The edge slot of the action PUCT takes; the mask matters at the root only."""
     first = np.int64(trees.first_edge[row, node])
@@ -301,7 +301,7 @@ def choose_by_gumbel(trees, row, node, roots, completed, options):
     return first + best
 
 
-@compiled(inline=True)
+@compiled()
 def select(trees, row, simulation, roots, completed, options):
     """Walk down from the root to an edge that leads nowhere yet, or to the depth limit. Returns (node, slot)."""
     node = np.int64(0)
@@ -320,7 +320,7 @@ def select(trees, row, simulation, roots, completed, options):
         node = child
 
 
-@compiled(inline=True)
+@compiled()
 def back_up(trees, row, leaf, gains, options):
     """Carry the leaf's own evaluation to the root.
 
