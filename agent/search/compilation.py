@@ -8,7 +8,7 @@ nothing to count; a kernel that did allocate would fail to compile.
 **One piece of machine code.** Every kernel is copied into the entry that calls it. Left to itself, numba also compiles
 each kernel on its own, and the process that compiles calls that copy, while a process that finds the entry in the cache
 calls the one inside it. The two are optimised in different surroundings and round differently, so the very first run
-on a machine gave other numbers than every later one (tests/agent/search/test_compilation.py).
+on a machine gave other numbers than every later one (tests/agent/search/test_first_run.py).
 
 **Wide vectors.** On processors with 512-bit vectors LLVM prefers 256 bits, because on the first of them wide
 arithmetic lowered the clock. For loops that do nothing but multiply and add the wide form is faster, by a third
