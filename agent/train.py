@@ -58,9 +58,11 @@ class EnvFactory(Protocol):
 class Resumable(Protocol):
     """A vector environment whose position can be saved, so that a resumed run continues mid-episode."""
 
-    def get_state(self) -> NDArray[Any]: ...
+    def get_state(self) -> Any:
+        """An array, or a tuple of arrays."""
 
-    def set_state(self, state: NDArray[Any]) -> None: ...
+    def set_state(self, state: Any) -> None:
+        """Take up what `get_state` gave."""
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,7 @@ class Trainer:
         self.owed = state["owed"]
         self.best_score = state["best_score"]
         if isinstance(self.actor.env, Resumable):
-            # Saved as bytes: a state may be a structured array, which safetensors does not know.
-            here = self.actor.env.get_state()
-            self.actor.env.set_state(np.frombuffer(arrays["env"].tobytes(), here.dtype).reshape(here.shape))
+            self.actor.env.set_state(_state_from_bytes(_under(arrays, "env."), self.actor.env.get_state()))
             self.actor.observations = _under(arrays, "actor.observation.")
             self.actor.mask = arrays["actor.mask"].astype(bool)
             self.actor.finished = arrays["actor.finished"].astype(bool)
@@ -276,7 +276,7 @@ class Trainer:
             "diagnostic_count": self._count,
         }
         if isinstance(self.actor.env, Resumable):
-            arrays["env"] = np.frombuffer(self.actor.env.get_state().tobytes(), np.uint8)
+            arrays |= {f"env.{name}": array for name, array in _state_as_bytes(self.actor.env.get_state()).items()}
             arrays |= {f"actor.observation.{k}": np.asarray(v) for k, v in self.actor.observations.items()}
             arrays |= {
                 "actor.mask": self.actor.mask,
@@ -361,6 +361,21 @@ def _crossed(before: int, after: int, every: int) -> bool:
 
 def _under(arrays: dict[str, NDArray[np.generic]], prefix: str) -> dict[str, NDArray[np.generic]]:
     return {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _state_as_bytes(state: Any) -> dict[str, NDArray[np.generic]]:
+    """An environment's state as plain bytes: it may hold structured arrays, which safetensors does not know."""
+    parts = state if isinstance(state, tuple) else (state,)
+    return {str(i): np.frombuffer(part.tobytes(), np.uint8) for i, part in enumerate(parts)}
+
+
+def _state_from_bytes(saved: dict[str, NDArray[np.generic]], like: Any) -> Any:
+    """The state again, in the types and shapes of one that the same environment just gave."""
+    parts = like if isinstance(like, tuple) else (like,)
+    restored = tuple(
+        np.frombuffer(saved[str(i)].tobytes(), part.dtype).reshape(part.shape) for i, part in enumerate(parts)
+    )
+    return restored if isinstance(like, tuple) else restored[0]
 
 
 def _changed_fields(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
