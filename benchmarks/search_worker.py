@@ -102,37 +102,44 @@ def blas_multiplier(w: dict[str, np.ndarray], threads: int) -> Callable[[int], C
     action and half under a code (batch 1: one of each, which is two simulations)."""
     chance_heads = np.concatenate((w["chance_w"], w["q_w"]), axis=1)
     decision_heads = np.concatenate((w["policy_w"], w["value_w"]), axis=1)
-    latent_first = [(w["phi_w1"], w["phi_w2"], w["psi_w1"], [chance_heads])]
-    latent_first += [(w["g_w1"], w["g_w2"], w["f_w1"], [decision_heads, w["reward_w"]])]
+    layers = [
+        (w["phi_w1"], w["phi_w2"], w["psi_w1"], [chance_heads]),
+        (w["g_w1"], w["g_w2"], w["f_w1"], [decision_heads, w["reward_w"]]),
+    ]
     pool = ThreadPoolExecutor(threads)
 
-    def prepare(batch: int) -> Callable[[], Any]:
-        parts = max(1, min(threads, batch // 4))
+    def prepare_parts(batch: int, parts: int) -> Callable[[], Any]:
         rows = max(1, batch // parts // 2)
         buffers = []
         for _ in range(parts):
             x = np.random.default_rng(0).random((rows, w["phi_w1"].shape[0]), dtype=np.float32)
             hidden, out = np.empty((rows, w["phi_w1"].shape[1]), np.float32), np.empty_like(x)
-            heads = {m.shape[1]: np.empty((rows, m.shape[1]), np.float32) for *_, ms in latent_first for m in ms}
+            heads = {m.shape[1]: np.empty((rows, m.shape[1]), np.float32) for *_, ms in layers for m in ms}
             buffers.append((x, hidden, out, heads))
 
-        def multiply(part: int) -> None:
-            x, hidden, out, heads = buffers[part]
-            for w1, w2, w3, head_matrices in latent_first:
-                np.matmul(x, w1, out=hidden)
-                np.matmul(hidden, w2, out=out)
-                np.matmul(out, w3, out=hidden)
-                for matrix in head_matrices:
-                    np.matmul(hidden, matrix, out=heads[matrix.shape[1]])
-
         def repeated(part: int) -> None:
+            x, hidden, out, heads = buffers[part]
             for _ in range(SIMULATIONS):
-                multiply(part)
+                for w1, w2, w3, head_matrices in layers:
+                    np.matmul(x, w1, out=hidden)
+                    np.matmul(hidden, w2, out=out)
+                    np.matmul(out, w3, out=hidden)
+                    for matrix in head_matrices:
+                        np.matmul(hidden, matrix, out=heads[matrix.shape[1]])
 
-        def work() -> None:
-            list(pool.map(repeated, range(parts)))
+        if parts == 1:
+            return lambda: repeated(0)
+        return lambda: list(pool.map(repeated, range(parts)))
 
-        return work
+    def seconds(work: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    def prepare(batch: int) -> Callable[[], Any]:
+        """On one thread or on all of them, whichever is faster for this batch."""
+        choices = [prepare_parts(batch, parts) for parts in {1, max(1, min(threads, batch // 2))}]
+        return min(choices, key=lambda work: min(seconds(work) for _ in range(10)))
 
     return prepare
 

@@ -78,18 +78,26 @@ def aligned(size: int) -> int:
     return (size + LANES - 1) // LANES * LANES
 
 
+def cache_aligned(size: int, dtype: type[np.floating]) -> NDArray[np.floating]:
+    """Zeros that begin on a cache line, so that no vector is read from two of them."""
+    line = 64
+    room = np.zeros(size * np.dtype(dtype).itemsize + line, np.uint8)
+    start = -room.ctypes.data % line
+    return room[start : start + size * np.dtype(dtype).itemsize].view(dtype)
+
+
 def allocate_scratch(shape: NetworkShape, rows: int, dtype: type[np.floating]) -> Scratch:
     """Working memory for groups of up to `rows` leaves."""
     heads = padded(aligned(max(shape.actions, shape.codes)) + shape.atoms)
     bits = np.zeros(heads, np.int32)
     return Scratch(
-        embedded=np.zeros(rows * shape.latent_width, dtype),
-        normed=np.zeros(rows * shape.latent_width, dtype),
-        hidden=np.zeros(rows * shape.hidden_width, dtype),
-        latent=np.zeros(rows * shape.latent_width, dtype),
-        heads=np.zeros(rows * heads, dtype),
-        reward=np.zeros(rows * shape.reward_width, dtype),
-        tile=np.zeros(4 * PANEL, dtype),
+        embedded=cache_aligned(rows * shape.latent_width, dtype),
+        normed=cache_aligned(rows * shape.latent_width, dtype),
+        hidden=cache_aligned(rows * shape.hidden_width, dtype),
+        latent=cache_aligned(rows * shape.latent_width, dtype),
+        heads=cache_aligned(rows * heads, dtype),
+        reward=cache_aligned(rows * shape.reward_width, dtype),
+        tile=cache_aligned(4 * PANEL, dtype),
         bits=bits,
         powers=bits.view(np.float32),
     )
@@ -159,7 +167,9 @@ def pack(
         hidden_width=hidden_width,
         reward_width=padded(aligned(w.num_atoms)),
     )
-    return np.concatenate(parts), layout, shape
+    params = cache_aligned(end, dtype)
+    np.concatenate(parts, out=params)
+    return params, layout, shape
 
 
 _P = np.uint64(PANEL)
