@@ -5,7 +5,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from market_env.vector import MarketVectorEnv
 from numpy.typing import NDArray
 
 from agent.checkpoint import CodeMeaning
@@ -13,6 +12,7 @@ from agent.networks.model import StochasticMuZero
 from agent.policy import Observations
 from configs.experiment import Experiment, Split
 from market_env.market import Market
+from market_env.vector import MarketVectorEnv
 
 _MEANING_ENVS = 64
 _MEANING_STEPS = 128  # 8,192 transitions: about 250 for each of 32 codes

@@ -190,10 +190,9 @@ def matmul(x, rows, inputs, params, weight, bias, outputs, lowest, tile, out):
     w, b = np.uint64(weight), np.uint64(bias)
     steps, panels, count = x_width // _4, out_width // _P, np.uint64(rows)
     row = _0
-    while count - row >= _2:
-        # Two or three leftover rows go through the tile as four: the last one is computed again for the rest.
-        last = count - _1
-        m1, m2, m3 = min(row + _1, last), min(row + _2, last), min(row + _3, last)
+    while row + _3 <= count:
+        # Three leftover rows go through the tile as four, the last of them twice: cheaper than one by one.
+        m1, m2, m3 = row + _1, row + _2, min(row + _3, count - _1)
         x0, x1, x2, x3 = row * x_width, m1 * x_width, m2 * x_width, m3 * x_width
         o0, o1, o2, o3 = row * out_width, m1 * out_width, m2 * out_width, m3 * out_width
         for panel in range(panels):
@@ -228,7 +227,7 @@ def matmul(x, rows, inputs, params, weight, bias, outputs, lowest, tile, out):
             for j in range(_P):
                 out[o3 + at + j] = max(tile[_P3 + j], lowest)
         row = min(row + _4, count)
-    if row < count:
+    while row < count:
         x0, o0 = row * x_width, row * out_width
         for j in range(out_width):
             out[o0 + j] = params[b + j]
@@ -254,6 +253,7 @@ def matmul(x, rows, inputs, params, weight, bias, outputs, lowest, tile, out):
                     )
         for j in range(out_width):
             out[o0 + j] = max(out[o0 + j], lowest)
+        row += _1
 
 
 @compiled(fastmath=ANY_ORDER)
