@@ -32,7 +32,7 @@ def roots(batch: int, latent: int, actions: int) -> tuple[np.ndarray, np.ndarray
     )
 
 
-def mctx_searcher(w: dict[str, np.ndarray]) -> Callable[[int], Callable[[], Any]]:
+def mctx_searcher(w: dict[str, np.ndarray]) -> Callable[[int], list[Callable[[], Any]]]:
     """mctx.stochastic_muzero_policy with the network the project searches with (agent/search/weights.py)."""
     import jax
     import jax.numpy as jnp
@@ -86,18 +86,18 @@ def mctx_searcher(w: dict[str, np.ndarray]) -> Callable[[int], Callable[[], Any]
         # What a user needs; returning the tree as well would cost mctx a copy of it.
         return output.action, output.action_weights, output.search_tree.summary().value
 
-    def prepare(batch: int) -> Callable[[], Any]:
+    def prepare(batch: int) -> list[Callable[[], Any]]:
         latents, logits, values = roots(batch, w["phi_w1"].shape[0], w["policy_b"].shape[0])
 
         def search() -> Any:
             return [np.asarray(x) for x in jax.block_until_ready(run(params, latents, logits, values))]
 
-        return search
+        return [search]
 
     return prepare
 
 
-def blas_multiplier(w: dict[str, np.ndarray], threads: int) -> Callable[[int], Callable[[], Any]]:
+def blas_multiplier(w: dict[str, np.ndarray], threads: int) -> Callable[[int], list[Callable[[], Any]]]:
     """Nothing but the matrix products one simulation of the whole batch needs, with half of the leaves under an
     action and half under a code (batch 1: one of each, which is two simulations)."""
     chance_heads = np.concatenate((w["chance_w"], w["q_w"]), axis=1)
@@ -131,17 +131,17 @@ def blas_multiplier(w: dict[str, np.ndarray], threads: int) -> Callable[[int], C
             return lambda: repeated(0)
         return lambda: list(pool.map(repeated, range(parts)))
 
-    def seconds(work: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    def prepare(batch: int) -> Callable[[], Any]:
-        """On one thread or on all of them, whichever is faster for this batch."""
-        choices = [prepare_parts(batch, parts) for parts in {1, max(1, min(threads, batch // 2))}]
-        return min(choices, key=lambda work: min(seconds(work) for _ in range(10)))
+    def prepare(batch: int) -> list[Callable[[], Any]]:
+        """On one thread and on all of them; the faster of the two is the limit."""
+        return [prepare_parts(batch, parts) for parts in sorted({1, max(1, min(threads, batch // 2))})]
 
     return prepare
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -155,22 +155,17 @@ def main() -> None:
 
         versions = {"mctx": version("mctx"), "jax": version("jax")}
     print(json.dumps({"ready": True, "versions": versions}), flush=True)
-    ready: dict[int, Callable[[], Any]] = {}
+    ready: dict[int, list[Callable[[], Any]]] = {}
     for line in sys.stdin:
         request = json.loads(line)
         batch = request["batch"]
         if batch not in ready:
             ready[batch] = prepare(batch)
-            for _ in range(3):
-                ready[batch]()
-        seconds = []
-        for _ in range(request["repeats"]):
-            start = time.perf_counter()
-            ready[batch]()
-            seconds.append(time.perf_counter() - start)
-        answer: dict[str, Any] = {"seconds": seconds}
+            for work in ready[batch] * 3:
+                work()
+        answer: dict[str, Any] = {"seconds": [min(map(seconds, ready[batch])) for _ in range(request["repeats"])]}
         if request.get("results"):
-            _, action_weights, _ = ready[batch]()
+            _, action_weights, _ = ready[batch][0]()
             answer["action_weights"] = action_weights.tolist()
         print(json.dumps(answer), flush=True)
 
