@@ -27,10 +27,13 @@ Rows = np.ndarray[Any, Any]  # a structured array
 # --- layouts -------------------------------------------------------------------------------------------------------
 
 # One environment: its account, its episode, and room for the draws of one fill.
+#
+# A field of its own comes first, here and in TABLE: a record that began with an account's fields would be a subtype of
+# ACCOUNT to numba, which would then pass it, with a warning, to code compiled for accounts.
 ROW = np.dtype(
     [
-        *((name, kernel.ACCOUNT[name]) for name in kernel.ACCOUNT.names or ()),
         ("env_seed", np.uint64),
+        *((name, kernel.ACCOUNT[name]) for name in kernel.ACCOUNT.names or ()),
         ("episode", np.uint64),  # episodes since that seed was set
         ("dataset", np.int64),
         ("bar", np.int64),  # where it stands: the current decision bar, in the stacked arrays
@@ -47,8 +50,8 @@ ROW = np.dtype(
 # One market under one configuration: its rules, its place in the stacked arrays, and the settings shared by all.
 TABLE = np.dtype(
     [
-        *((name, kernel.RULES[name]) for name in kernel.RULES.names or ()),
         ("offset", np.int64),  # of its first bar in the stacked arrays
+        *((name, kernel.RULES[name]) for name in kernel.RULES.names or ()),
         ("first", np.int64),  # first decision bar, in the stacked arrays
         ("end", np.int64),  # one past its last bar, in the stacked arrays
         ("duration", np.float64),  # of a bar, ms
