@@ -185,9 +185,9 @@ def test_a_running_service_accepts_new_keys_keeps_order_and_stops_in_time(
     [
         (["serve", "--host", "0.0.0.0"], {}, "expected an API key"),
         (["serve", "--checkpoint", "nothing"], {}, "Runs in"),
-        (["serve"], {"SMU0_RUNS": "/nonexistent"}, "nothing to serve"),
+        (["serve"], {"SMU0_RUNS": "/nonexistent"}, "no checkpoint"),
         (["serve"], {"SMU0_API_KEY": "short-secret"}, "SMU0_API_KEY"),
-        (["example"], {"SMU0_RUNS": "/nonexistent"}, "nothing to serve"),
+        (["example"], {"SMU0_RUNS": "/nonexistent"}, "no checkpoint"),
         (["example", "--symbol", "BTC"], {}, "expected one of SP500"),
         (["keys", "revoke", "nobody"], {}, "no key named nobody"),
         (["keys", "add", "no spaces"], {}, "name"),
