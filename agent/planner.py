@@ -37,13 +37,39 @@ class Planner:
         simulations: int | None = None,
         seeds: NDArray[np.uint64] | None = None,
         explore: bool = False,
+        row_by_row: bool = False,
     ) -> tuple[SearchResult, NDArray[np.float32]]:
         """Search from each observation. Returns the result and the prior's logits [B, A].
 
-        Raises ValueError naming the entry when an observation is not finite.
+        row_by_row: represent each observation on its own, so that a row's result is the same to the last bit in any
+        batch (the search's rows always are). Raises ValueError naming the entry when an observation is not finite.
         """
         if self._decode is not None:
             observations = self._decode(observations)
+        rows = len(next(iter(observations.values())))
+        if row_by_row:
+            roots = [
+                self._represent({name: entry[row : row + 1] for name, entry in observations.items()}, first_row=row)
+                for row in range(rows)
+            ]
+            latents, logits, values = (np.concatenate(column) for column in zip(*roots, strict=True))
+        else:
+            latents, logits, values = self._represent(observations, first_row=0)
+        result = self.engine.search(
+            latents,
+            logits,
+            values,
+            action_mask=action_mask,
+            seeds=seeds,
+            explore=explore,
+            simulations=simulations,
+        )
+        return result, logits
+
+    def _represent(
+        self, observations: Observations, *, first_row: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Latents [B, L], prior logits [B, A] and values [B] of the roots."""
         device = self.model.core.atoms.device
         tensors = {}
         for name, shape in self.model.shapes.items():
@@ -51,20 +77,10 @@ class Planner:
             if entry.shape[1:] != shape:
                 raise ValueError(f"observation {name!r}: expected shape [B, {shape}], found {entry.shape}")
             if not np.isfinite(entry).all():
-                row = int(np.argwhere(~np.isfinite(entry))[0][0])
+                row = first_row + int(np.argwhere(~np.isfinite(entry))[0][0])
                 raise ValueError(f"observation {name!r}, row {row}: expected finite numbers, found NaN or infinity")
             tensors[name] = torch.from_numpy(entry).to(device)
         with torch.inference_mode():
             state = self.model.core.predict(self.model.representation(tensors))
             values = self.model.core.read(state.value_logits)
-        logits = state.policy_logits.float().cpu().numpy()
-        result = self.engine.search(
-            state.latent.float().cpu().numpy(),
-            logits,
-            values.cpu().numpy(),
-            action_mask=action_mask,
-            seeds=seeds,
-            explore=explore,
-            simulations=simulations,
-        )
-        return result, logits
+        return state.latent.float().cpu().numpy(), state.policy_logits.float().cpu().numpy(), values.cpu().numpy()

@@ -146,5 +146,5 @@ def test_a_nan_in_an_observation_is_named(tmp_path: Path) -> None:
     policy = load_policy(_save(tmp_path))
     observations = {name: np.ones((2, *shape), np.float32) for name, shape in SHAPES.items()}
     observations["account"][1, 2] = np.nan
-    with pytest.raises(ValueError, match="observation 'account', row 0: expected finite"):
+    with pytest.raises(ValueError, match="observation 'account', row 1: expected finite"):
         policy.act(observations)
