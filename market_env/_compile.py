@@ -1,25 +1,33 @@
-"""One decorator for every compiled function of this package.
+"""How the compiled functions of this package are made: three things numba does not do by itself.
 
-Numba's on-disk cache notices a change in the file a function stands in, not in the files of the functions it
-calls. Here a driver in `kernel.py` inlines formulas from `fills.py`, `costs.py`, `rewards.py` and `rng.py`, so an
-edit there would leave a stale driver in the cache that still trades by the old formula. `compiled` therefore
-stamps every cache entry with a hash over the sources of all the compiled modules: touch one, and all recompile.
+**A cache that sees every source.** Numba's on-disk cache notices a change in the file a function stands in, not in the
+files of the functions it calls. Here drivers inline formulas from `fills.py`, `costs.py`, `rewards.py` and `rng.py`, so
+an edit there would leave a stale driver that still trades by the old formula. Every cache entry is therefore stamped
+with a hash over all modules that hold compiled code: touch one, and all recompile.
+
+**No reference counting.** Arrays handed from one compiled function to another are reference-counted with locked
+instructions; per account and bar that would be a third of the time. `_nrt=False` compiles without numba's run-time
+memory management: nothing is counted, and nothing can be allocated inside (the callers bring the memory).
+
+**IEEE arithmetic.** No `fastmath`: the same operations in the same order give the same float64 in every driver, one
+lane at a time or eight. Division follows IEEE too (`error_model="numpy"`); callers guard their denominators.
 """
 
 import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from numba import njit
+from numba import njit, typeof
 
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 _COMPILED_MODULES = (
-    "_compile.py", "analytic_kernel.py", "costs.py", "fills.py", "kernel.py", "rewards.py", "rng.py", "rows.py",
-    "snapshot.py"
+    "_compile.py", "analytic_kernel.py", "costs.py", "fills.py", "kernel.py", "layout.py", "rewards.py", "rng.py",
+    "rows.py", "snapshot.py",
 )  # fmt: skip
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False}
 
 
 @cache
@@ -33,21 +41,29 @@ def source_stamp() -> str:
 
 
 def inlined(function: _Function) -> _Function:
-    """`compiled`, but always merged into its callers by LLVM: for the arithmetic inside the loops.
-
-    For functions of numbers and rows. An array argument would be reference-counted at each call even when inlined.
-    """
-    return cast(_Function, njit(nogil=True, error_model="numpy", forceinline=True)(function))
+    """A formula or a pass over lanes: merged into the compiled functions that call it."""
+    return cast(_Function, njit(forceinline=True, **_OPTIONS)(function))
 
 
 def compiled(function: _Function) -> _Function:
-    """`numba.njit` with this package's settings: cached, GIL-free, IEEE arithmetic.
-
-    No `fastmath`: the same operations in the same order must give the same float64 in every driver. Division
-    follows IEEE (`error_model="numpy"`): the callers guard their denominators.
-    """
-    dispatcher = njit(cache=True, nogil=True, error_model="numpy")(function)
+    """An entry point, called from Python: compiled on its first call and cached on disk."""
+    dispatcher = njit(cache=True, **_OPTIONS)(function)
     index = getattr(getattr(dispatcher, "_cache", None), "_cache_file", None)
     if index is not None and hasattr(index, "_source_stamp"):  # absent under NUMBA_DISABLE_JIT
         index._source_stamp = source_stamp()
     return cast(_Function, dispatcher)
+
+
+def direct(function: Callable[..., Any], *arguments: object) -> Callable[..., Any]:
+    """The machine code of a compiled function for arguments of these very types.
+
+    Numba looks up the types of all arguments at each call, which takes longer than a single environment's whole step.
+    The result trusts its caller instead: it must only be given arguments of the same types.
+    """
+    signature = tuple(typeof(argument) for argument in arguments)  # type: ignore[no-untyped-call]
+    try:
+        function.compile(signature)  # type: ignore[attr-defined]
+        entry: Callable[..., Any] = function.overloads[signature].entry_point  # type: ignore[attr-defined]
+    except AttributeError:  # no dispatcher (NUMBA_DISABLE_JIT), or one that hides its machine code
+        return function
+    return entry

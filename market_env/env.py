@@ -10,7 +10,8 @@ An action names a target exposure (`ActionConfig.levels`); the order it implies 
 
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import gymnasium
@@ -18,19 +19,18 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from market_env import kernel, rng, rows
+from market_env import rng, rows
+from market_env._compile import direct
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
+from market_env.layout import DRAW_FIELDS, FIELDS, at, read_lane, write_lane
 from market_env.market import Market
 from market_env.observation import ObservationBuilder
 from market_env.render import MarketRenderer, RenderStep
-from market_env.session import read_record
+from market_env.session import read_outcome, typed_outcome
 
 Observation = dict[str, NDArray[np.float32]]
 STATE_SCHEMA = 1
-
-_RECORD_WIDTH = len(kernel.RECORD_FIELDS)
-_REWARD, _TERMINATED, _TRUNCATED = (rows.OUTCOME_FIELDS.index(name) for name in ("reward", "terminated", "truncated"))
 
 
 class MarketEnv(gymnasium.Env[Observation, int]):
@@ -59,15 +59,16 @@ class MarketEnv(gymnasium.Env[Observation, int]):
         self._stack = rows.Stack.build(self.markets, self.config)
         builder = ObservationBuilder(self.config.observation.window)
         num_features = self._stack.features.shape[1]
-        self._window_shape = (1, builder.length, num_features)
+        self._window_shape = (builder.length, num_features)
         self.observation_space = cast(gymnasium.Space[Observation], builder.space(num_features))
         self.action_space = cast(gymnasium.Space[int], spaces.Discrete(len(self.grid)))
+        self._targets, self._allowed = self.grid.targets.tolist(), self.grid.mask.tolist()
         self._symbols = [market.symbol for market in self.markets]
-        self._row: np.ndarray[Any, Any] = np.zeros(1, dtype=rows.ROW)
-        self._outcome: np.ndarray[Any, Any] = np.zeros(1, dtype=rows.OUTCOME)
-        self._values: NDArray[np.float64] = self._outcome.view(np.float64)
-        self._action = np.zeros(1, dtype=np.int64)
+        self._blocks = rows.new_blocks(1)
+        self._block = self._blocks[0]
+        self._outcome = np.zeros((len(rows.OUTCOME_FIELDS), 1))
         self._seed = None if seed is None else rng.seed_key(seed)
+        self._step: Callable[..., tuple[Any, ...]] | None = None  # made by the first step
         self._playing = False  # an episode is under way
         self._began = False  # some episode of the current seed began
         self._dataset = 0
@@ -88,19 +89,19 @@ class MarketEnv(gymnasium.Env[Observation, int]):
         elif self._seed is None:
             self._seed = int(self.np_random.integers(2**63))
         dataset, bar = self._forced(options or {})
-        row = self._row[0]
-        row["episode"] = row["episode"] + np.uint64(1) if self._began else 0
-        row["env_seed"] = self._seed
+        block = self._block
+        block[at.episode] = block[at.episode] + 1.0 if self._began else 0.0
+        block[at.env_seed_low], block[at.env_seed_high] = self._seed & 0xFFFFFFFF, self._seed >> 32
         self._began = self._playing = True
         account: NDArray[np.float32] = np.empty((1, 8), dtype=np.float32)
-        window: NDArray[np.float32] = np.empty(self._window_shape, dtype=np.float32)
+        window: NDArray[np.float32] = np.empty((1, *self._window_shape), dtype=np.float32)
         stack = self._stack
-        rows.reset_rows(
-            self._row, stack.tables, stack.bars, stack.features, stack.grid, dataset, bar, self._outcome, account,
-            window,
+        rows.reset_blocks(
+            self._blocks, 1, stack.tables, stack.bars, stack.features, stack.grid, dataset, bar, self._outcome,
+            account, window,
         )  # fmt: skip
-        self._dataset = int(row["dataset"])
-        info = self._info(self._values.tolist())
+        self._dataset = int(block[at.dataset])
+        info = self._info(typed_outcome(self._outcome[:, 0].tolist()))
         if self._renderer is not None:
             self._renderer.begin(self.markets[self._dataset], RenderStep.from_info(info))
             self._show()
@@ -111,7 +112,7 @@ class MarketEnv(gymnasium.Env[Observation, int]):
     ) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Order the target exposure of `action` and go through the next bar.
 
-        draws: for tests: the random numbers of this step's fill (`kernel.DRAWS`) in place of the addressed ones.
+        draws: for tests: the random numbers of this step's fill (`layout.DRAW_FIELDS`) in place of the addressed ones.
         Raises ValueError for an action out of range or masked, RuntimeError for a step before or after an episode.
         """
         if not self._playing:
@@ -121,28 +122,24 @@ class MarketEnv(gymnasium.Env[Observation, int]):
                 else "step before the first reset; call reset first"
             )
         try:
-            self._action[0] = operator.index(action)
-        except (TypeError, OverflowError) as error:
-            raise self._wrong_action(action) from error
+            number = operator.index(action)
+        except TypeError:
+            number = -1
+        if not 0 <= number < len(self._targets) or not self._allowed[number]:
+            raise self._wrong_action(action)
         if draws is not None:
             self._set_draws(draws)
         account: NDArray[np.float32] = np.empty((1, 8), dtype=np.float32)
         window: NDArray[np.float32] = np.empty(self._window_shape, dtype=np.float32)
-        stack = self._stack
-        wrong_row = rows.step_rows(
-            self._row, stack.tables, stack.bars, stack.features, stack.grid, self._action, draws is not None,
-            self._outcome, account, window,
-        )  # fmt: skip
-        if wrong_row >= 0:
-            raise self._wrong_action(action)
-        values = self._values.tolist()
-        terminated, truncated = values[_TERMINATED] > 0.0, values[_TRUNCATED] > 0.0
+        if self._step is None:
+            self._step = self._compiled_step(account, window)
+        values = self._step(number, draws is not None, account, window)
+        info, reward, terminated, truncated = self._info(values), values[-3], values[-2], values[-1]
         self._playing = not (terminated or truncated)
-        info = self._info(values)
         if self._renderer is not None:
             self._renderer.add(RenderStep.from_info(info))
             self._show()
-        return {"window": window[0], "account": account[0]}, values[_REWARD], terminated, truncated, info
+        return {"window": window, "account": account[0]}, reward, terminated, truncated, info
 
     def render(self) -> Any:
         """The current frame: [H, W, 3] uint8 (`rgb_array`), text (`ansi`), or None (`human`: printed as it plays)."""
@@ -161,14 +158,13 @@ class MarketEnv(gymnasium.Env[Observation, int]):
 
     def get_state(self) -> dict[str, Any]:
         """Everything the environment remembers, as plain numbers: JSON and back restores it to the last bit."""
-        row = self._row[0]
         return {
             "schema": STATE_SCHEMA,
             "markets": [market.fingerprint for market in self.markets],
             "playing": self._playing,
             "began": self._began,
             "seed": self._seed,
-            "row": {name: row[name].item() for name in rows.ROW.names or ()},
+            "lane": read_lane(self._block, FIELDS),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -180,23 +176,35 @@ class MarketEnv(gymnasium.Env[Observation, int]):
         for name, value in expected.items():
             if state.get(name) != value:
                 raise ValueError(f"environment state: {name} must be {value!r}, found {state.get(name)!r}")
-        names = set(rows.ROW.names or ())
-        if set(state["row"]) != names:
-            raise ValueError(f"environment state: fields differ from this version: {sorted(names ^ set(state['row']))}")
-        for name, value in state["row"].items():
-            self._row[0][name] = value
+        if set(state["lane"]) != set(FIELDS):
+            raise ValueError(
+                f"environment state: fields differ from this version: {sorted(set(FIELDS) ^ set(state['lane']))}"
+            )
+        write_lane(self._block, state["lane"])
         self._playing, self._began, self._seed = state["playing"], state["began"], state["seed"]
-        self._dataset = int(self._row[0]["dataset"])
+        self._dataset = int(self._block[at.dataset])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickling and copying: without the machine code."""
+        return self.__dict__ | {"_step": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore after pickling or copying, which part a view from the memory it looks at."""
         self.__dict__.update(state)
-        self._values = self._outcome.view(np.float64)
+        self._block = self._blocks[0]
 
     # --- the rest --------------------------------------------------------------------------------------------------
 
-    def _info(self, values: list[float]) -> dict[str, Any]:
-        return read_record(values, self._symbols[self._dataset], self.grid.mask.copy())
+    def _compiled_step(
+        self, account: NDArray[np.float32], window: NDArray[np.float32]
+    ) -> Callable[..., tuple[Any, ...]]:
+        """`rows.step_one` with this environment's arrays filled in."""
+        stack = self._stack
+        mine = (self._block, stack.tables, stack.bars, stack.features, stack.grid)
+        return partial(direct(rows.step_one, *mine, 0, False, account, window), *mine)
+
+    def _info(self, values: Sequence[Any]) -> dict[str, Any]:
+        return read_outcome(values, self._symbols[self._dataset], self.grid.mask.copy())
 
     def _show(self) -> None:
         if self.render_mode == "human" and self._renderer is not None:
@@ -226,11 +234,9 @@ class MarketEnv(gymnasium.Env[Observation, int]):
         return dataset, int(self._stack.tables[dataset]["offset"]) + start
 
     def _set_draws(self, draws: Mapping[str, float]) -> None:
-        names = kernel.DRAWS.names or ()
-        if set(draws) != set(names) or not all(math.isfinite(value) for value in draws.values()):
-            raise ValueError(f"draws must be finite numbers for {', '.join(names)}, got {dict(draws)}")
-        for name, value in draws.items():
-            self._row[0][name] = value
+        if set(draws) != set(DRAW_FIELDS) or not all(math.isfinite(value) for value in draws.values()):
+            raise ValueError(f"draws must be finite numbers for {', '.join(DRAW_FIELDS)}, got {dict(draws)}")
+        write_lane(self._block, dict(draws))
 
     def _wrong_action(self, action: object) -> ValueError:
         return ValueError(wrong_action_message(action, self.grid, self._symbols[self._dataset]))

@@ -24,23 +24,26 @@ from market_env._compile import inlined
 
 @inlined
 def volume_cap_fraction(quantity: float, volume: float, median_volume: float, volume_cap: float) -> float:
-    """Largest fillable fraction of `quantity` > 0 in a bar of `volume`.
+    """Largest fillable fraction of `quantity` >= 0 in a bar of `volume`.
 
     Quotes without volume (volume and its median both zero, as in FX) are not capped.
     """
-    if volume <= 0.0 and median_volume <= 0.0:
-        return 1.0
     available = volume_cap * volume
-    return 1.0 if available >= quantity else available / quantity
+    enough = (available >= quantity) | ((volume <= 0.0) & (median_volume <= 0.0))
+    return 1.0 if enough else available / quantity
 
 
 @inlined
-def arrival_price(open_: float, low: float, high: float, sigma: float, latency: float, z: float) -> float:
-    """Mid price when the order arrives, `latency` (fraction of a bar) after the open: a martingale step, clipped."""
-    if latency <= 0.0:
-        return open_
+def arrival_exponent(sigma: float, latency: float, z: float) -> float:
+    """ln(P_a / O) before clipping: a martingale step over `latency` (fraction of a bar)."""
     variance = sigma * sigma * latency
-    return min(max(open_ * math.exp(math.sqrt(variance) * z - 0.5 * variance), low), high)
+    return math.sqrt(variance) * z - 0.5 * variance
+
+
+@inlined
+def arrival_price(open_: float, low: float, high: float, growth: float) -> float:
+    """Mid price when the order arrives, within the bar. growth: exp of `arrival_exponent`."""
+    return min(max(open_ * growth, low), high)
 
 
 @inlined
@@ -52,9 +55,9 @@ def spread_slippage(half_spread: float, kappa: float, sigma: float, z: float) ->
 @inlined
 def square_root_impact(coefficient: float, sigma: float, quantity: float, median_volume: float) -> float:
     """Average impact of `quantity` >= 0, fraction of the price; zero where volume is unknown."""
-    if median_volume <= 0.0:
-        return 0.0
-    return (2.0 / 3.0) * coefficient * sigma * math.sqrt(quantity / median_volume)
+    known = median_volume > 0.0
+    share = quantity / (median_volume if known else 1.0)
+    return (2.0 / 3.0) * coefficient * sigma * math.sqrt(share) if known else 0.0
 
 
 @inlined
@@ -78,6 +81,6 @@ def limit_fill_price(
 @inlined
 def round_to_lot(quantity: float, lot_size: float) -> float:
     """`quantity` >= 0 rounded down to whole lots (0: no lots); a billionth of a lot forgives division noise."""
-    if lot_size <= 0.0:
-        return quantity
-    return math.floor(quantity / lot_size + 1e-9) * lot_size
+    rounds = lot_size > 0.0
+    lots = math.floor(quantity / (lot_size if rounds else 1.0) + 1e-9) * lot_size
+    return lots if rounds else quantity

@@ -1,11 +1,13 @@
-"""Fill and account arithmetic: the single source of truth, compiled once, driven by every loop of the system.
+"""Fill and account arithmetic: the single source of truth, driven by every loop of the system.
 
-The session (backtest, paper trading), the Gymnasium env and the vector env all call `place_order` and `advance`
-below, so the same bars, targets and seed give the same ledger to the last bit of a float64. State lives in
-structured arrays, one row per account; the functions take a row, never a Python object.
+The session (backtest, paper trading), the Gymnasium env and the vector env all call `order_exposures`, `draw` and
+`advance` below, so the same bars, targets and seed give the same ledger to the last bit of a float64. State lives in
+blocks of accounts (`layout.py`); every function here goes over the first `n` accounts ("lanes") of a block, and no lane
+looks at another. Each pass is a short loop of plain arithmetic that chooses values instead of branching, because such
+loops run on eight lanes at once; what is rare (tails, partial fills, liquidations) is done lane by lane.
 
-The clock: a decision is taken on the close of bar t. `place_order` fixes its quantity there. `advance` fills it in bar
-t+1 from that bar's open and marks the account at its close.
+The clock: a decision is taken on the close of bar t. `order_exposures` fixes its quantity there. `advance` fills it in
+bar t+1 from that bar's open and marks the account at its close.
 
 One bar, in order: carrying costs since the last close - liquidation if the open gaps through - the fill -
 liquidation if the wick reaches the liquidation price - carrying costs within the bar - mark at the close.
@@ -20,51 +22,26 @@ from market_env import costs, fills, rng
 from market_env._compile import compiled, inlined
 from market_env.config import BPS, MarketConfig
 from market_env.instrument import Instrument
-
-Record = Any  # a row of a structured array, by reference
-
-# --- layouts -------------------------------------------------------------------------------------------------------
-
-ACCOUNT = np.dtype(
-    [
-        ("seed", np.uint64),  # of the fill draws
-        ("cash", np.float64),
-        ("units", np.float64),
-        ("equity", np.float64),  # at the last mark
-        ("previous_equity", np.float64),  # at the mark before it
-        ("previous_drawdown", np.float64),
-        ("mark_price", np.float64),  # last close
-        ("clock", np.float64),  # epoch ms of the last close
-        ("initial_equity", np.float64),
-        ("peak_equity", np.float64),
-        ("exposure", np.float64),  # position value / equity at the last mark
-        ("drawdown", np.float64),  # fraction lost from the peak at the last mark
-        ("log_growth", np.float64),  # sum of log returns = ln(equity / initial equity)
-        ("accrued_interest", np.float64),  # part of negative cash that is interest, which bears no interest
-        ("entry_price", np.float64),  # average, costs included
-        ("entry_sigma", np.float64),  # bar volatility when the position was opened
-        ("bars_held", np.float64),  # since the position was opened or changed side
-        ("sigma", np.float64),  # at the last decision
-        ("median_volume", np.float64),  # at the last decision
-        ("target", np.float64),  # last decision
-        ("fill_fraction", np.float64),  # of the last order
-        ("order_quantity", np.float64),  # signed, pending for the next bar; 0: none
-        ("order_limit", np.float64),  # limit price of the pending order; 0: market order
-        ("order_all_in", np.float64),  # 1: the quantity is whatever margin allows at the fill
-        ("start_price", np.float64),  # within a bar: from here the position held to the close is measured
-        ("exit_price", np.float64),  # within a bar: where the position was liquidated; 0: it was not
-        ("funding", np.float64),  # within a bar: charged so far
-        ("fee_factor", np.float64),  # domain randomisation; 1 otherwise
-        ("spread_factor", np.float64),
-        ("slippage_factor", np.float64),
-        ("latency_factor", np.float64),
-    ],
-    align=True,
+from market_env.layout import (
+    ACCOUNT_FIELDS,
+    LANES,
+    OUTCOME_AT,
+    RECORD_FIELDS,
+    TERMS_FIELDS,
+    Block,
+    at,
+    read_lane,
+    write_lane,
 )
 
+__all__ = ["ACCOUNT_FIELDS", "LANES", "RECORD_FIELDS", "TERMS_FIELDS", "read_lane", "write_lane"]
+
+Array = np.ndarray[Any, Any]
+Record = Any  # a row of a structured array, by reference
+
+# The assumptions of a configuration and an instrument. The instrument's part is copied into the lanes as their terms.
 RULES = np.dtype(
     [
-        ("instrument", np.uint64),  # address of the instrument's draws
         ("stochastic", np.bool_),
         ("limit_orders", np.bool_),
         ("perpetual", np.bool_),
@@ -73,13 +50,8 @@ RULES = np.dtype(
         ("partial_probability", np.float64),
         ("touch_probability", np.float64),
         ("volume_cap", np.float64),
-        ("latency", np.float64),
-        ("half_spread", np.float64),
-        ("kappa", np.float64),
         ("impact", np.float64),
         ("cost_cap", np.float64),
-        ("taker_fee", np.float64),
-        ("maker_fee", np.float64),
         ("short_rate", np.float64),
         ("debt_rate", np.float64),
         ("funding_rate", np.float64),
@@ -89,64 +61,20 @@ RULES = np.dtype(
         ("liquidation_fee", np.float64),
         ("no_trade_band", np.float64),
         ("limit_offset", np.float64),
-        ("lot_size", np.float64),
-        ("min_notional", np.float64),
-        ("tick_size", np.float64),
+        *((name, np.float64) for name in TERMS_FIELDS),
     ],
     align=True,
 )
-
-# One bar of an account's life. Every field is a float64, so a row is also a plain vector (`RECORD_FIELDS` names its
-# columns). Costs are positive when paid. A price of 0 means: nothing arrived, or nothing filled.
-RECORD_FIELDS = (
-    "t",
-    "timestamp",
-    "equity",
-    "cash",
-    "units",
-    "exposure",
-    "target",
-    "qty_ordered",
-    "qty_filled",
-    "fill_price",
-    "arrival_price",
-    "fill_fraction",
-    "rejected",
-    "fee",
-    "slippage_cost",
-    "impact_cost",
-    "latency_pnl",
-    "gap_pnl",
-    "bar_pnl",
-    "funding",
-    "liquidation_cost",
-    "bad_debt",
-    "log_return",
-    "drawdown",
-    "liquidated",
-)
-RECORD = np.dtype([(name, np.float64) for name in RECORD_FIELDS])
 
 # One bar of a prepared market: a cache line. sigma, median_volume: known at its close; timestamp: its open, epoch ms.
 BAR_FIELDS = ("open", "high", "low", "close", "volume", "sigma", "median_volume", "timestamp")
 BAR = np.dtype([(name, np.float64) for name in BAR_FIELDS])
 
-# The random numbers of one fill: uniforms in (0, 1) and standard normals.
-DRAWS = np.dtype(
-    [
-        ("reject_u", np.float64),
-        ("partial_u", np.float64),
-        ("fraction_u", np.float64),
-        ("touch_u", np.float64),
-        ("arrival_z", np.float64),
-        ("spread_z", np.float64),
-    ]
-)
-
 _SMALLEST_EQUITY_FRACTION = 1e-12  # of the initial equity: floor inside the logarithm of a wiped-out account
+_MEAN_ABSOLUTE_NORMAL = math.sqrt(2.0 / math.pi)
 
 
-def rules_for(config: MarketConfig, instrument: Instrument) -> np.ndarray[Any, Any]:
+def rules_for(config: MarketConfig, instrument: Instrument) -> Array:
     """The constants of one instrument under one configuration, as a RULES array of one row.
 
     Deterministic mode has no cost but the fee: spread, impact, latency, interest and funding are off.
@@ -190,89 +118,145 @@ def rules_for(config: MarketConfig, instrument: Instrument) -> np.ndarray[Any, A
 # --- account -------------------------------------------------------------------------------------------------------
 
 
-@compiled
-def open_account(account: Record, seed: np.uint64, initial_equity: float) -> None:
-    """A fresh account: cash only, nothing pending, nothing remembered."""
-    account.seed = seed
-    account.cash = initial_equity
-    account.units = 0.0
-    account.equity = initial_equity
-    account.previous_equity = initial_equity
-    account.previous_drawdown = 0.0
-    account.mark_price = 0.0
-    account.clock = 0.0
-    account.initial_equity = initial_equity
-    account.peak_equity = initial_equity
-    account.exposure = 0.0
-    account.drawdown = 0.0
-    account.log_growth = 0.0
-    account.accrued_interest = 0.0
-    account.entry_price = 0.0
-    account.entry_sigma = 0.0
-    account.bars_held = 0.0
-    account.sigma = 0.0
-    account.median_volume = 0.0
-    account.target = 0.0
-    account.fill_fraction = 1.0
-    account.order_quantity = 0.0
-    account.order_limit = 0.0
-    account.order_all_in = 0.0
-    account.start_price = 0.0
-    account.exit_price = 0.0
-    account.funding = 0.0
-    account.fee_factor = 1.0
-    account.spread_factor = 1.0
-    account.slippage_factor = 1.0
-    account.latency_factor = 1.0
+@inlined
+def open_account(s: Block, k: int, seed: rng.Word, initial_equity: float, rules: Record) -> None:
+    """Make lane k a fresh account: cash only, nothing pending, nothing remembered, on the terms of `rules`."""
+    s[at.seed_low + k] = rng.low_half(seed)
+    s[at.seed_high + k] = rng.high_half(seed)
+    s[at.cash + k] = initial_equity
+    s[at.units + k] = 0.0
+    s[at.equity + k] = initial_equity
+    s[at.previous_equity + k] = initial_equity
+    s[at.mark_price + k] = 0.0
+    s[at.previous_mark_price + k] = 0.0
+    s[at.clock + k] = 0.0
+    s[at.initial_equity + k] = initial_equity
+    s[at.peak_equity + k] = initial_equity
+    s[at.exposure + k] = 0.0
+    s[at.drawdown + k] = 0.0
+    s[at.previous_drawdown + k] = 0.0
+    s[at.log_growth + k] = 0.0
+    s[at.accrued_interest + k] = 0.0
+    s[at.entry_price + k] = 0.0
+    s[at.entry_sigma + k] = 0.0
+    s[at.bars_held + k] = 0.0
+    s[at.sigma + k] = 0.0
+    s[at.median_volume + k] = 0.0
+    s[at.target + k] = 0.0
+    s[at.fill_fraction + k] = 1.0
+    s[at.order_quantity + k] = 0.0
+    s[at.order_limit + k] = 0.0
+    s[at.order_all_in + k] = 0.0
+    s[at.instrument + k] = rules.instrument
+    s[at.half_spread + k] = rules.half_spread
+    s[at.kappa + k] = rules.kappa
+    s[at.latency + k] = rules.latency
+    s[at.taker_fee + k] = rules.taker_fee
+    s[at.maker_fee + k] = rules.maker_fee
+    s[at.lot_size + k] = rules.lot_size
+    s[at.min_notional + k] = rules.min_notional
+    s[at.tick_size + k] = rules.tick_size
 
 
 @inlined
-def mark(account: Record, close: float, clock: float) -> float:
-    """Value the account at `close` (known at `clock`, epoch ms); returns the log return since the last mark.
+def mark(s: Block, n: int) -> None:
+    """Value the accounts at the bar's close.
 
-    An account with nothing left owes no more than it has: it is emptied, see `advance` for the shortfall.
+    An account with nothing left owes no more than it has: it is emptied, and the shortfall is bad debt.
     """
-    before = account.equity
-    equity = max(account.cash + account.units * close, 0.0)
-    if equity == 0.0:
-        account.cash = 0.0
-        account.units = 0.0
-    floor = _SMALLEST_EQUITY_FRACTION * account.initial_equity
-    log_return = math.log(max(equity, floor) / max(before, floor))
-    account.previous_equity = before
-    account.previous_drawdown = account.drawdown
-    account.equity = equity
-    account.mark_price = close
-    account.clock = clock
-    account.log_growth += log_return
-    account.peak_equity = max(account.peak_equity, equity)
-    account.exposure = account.units * close / max(equity, floor)
-    account.drawdown = 1.0 - equity / account.peak_equity
-    return log_return
+    for k in range(n):
+        close, cash, units = s[at.close + k], s[at.cash + k], s[at.units + k]
+        before, peak, liquidated = s[at.equity + k], s[at.peak_equity + k], s[at.liquidated + k]
+        bars_held = s[at.bars_held + k]
+        value = cash + units * close
+        equity = max(value, 0.0)
+        wiped_out = value <= 0.0
+        units = 0.0 if wiped_out else units
+        floor = _SMALLEST_EQUITY_FRACTION * s[at.initial_equity + k]
+        peak = max(peak, equity)
+        s[at.scratch + k] = max(equity, floor) / max(before, floor)
+        s[at.bad_debt + k] = max(-value, 0.0)
+        s[at.liquidated + k] = 1.0 if wiped_out & (before > 0.0) else liquidated
+        s[at.cash + k] = 0.0 if wiped_out else cash
+        s[at.units + k] = units
+        s[at.previous_equity + k] = before
+        s[at.previous_drawdown + k] = s[at.drawdown + k]
+        s[at.previous_mark_price + k] = s[at.mark_price + k]
+        s[at.equity + k] = equity
+        s[at.mark_price + k] = close
+        s[at.clock + k] = s[at.timestamp + k] + s[at.duration + k]
+        s[at.peak_equity + k] = peak
+        s[at.exposure + k] = units * close / max(equity, floor)
+        s[at.drawdown + k] = 1.0 - equity / peak
+        s[at.bars_held + k] = bars_held + 1.0 if units != 0.0 else 0.0
+    for k in range(n):
+        log_return = math.log(s[at.scratch + k])
+        s[at.log_return + k] = log_return
+        s[at.log_growth + k] += log_return
 
 
 # --- the decision, at the close of bar t ---------------------------------------------------------------------------
 
 
 @inlined
-def place_order(
-    account: Record, rules: Record, target: float, quantity: float, sigma: float, median_volume: float
-) -> None:
-    """Make `quantity` (signed units) the pending order, after lot rounding and the smallest-order rule."""
-    account.target = target
-    account.sigma = sigma
-    account.median_volume = median_volume
-    account.order_limit = 0.0
-    account.order_all_in = 0.0
-    size = fills.round_to_lot(abs(quantity), rules.lot_size)
-    if size * account.mark_price < rules.min_notional:
-        size = 0.0
-    account.order_quantity = math.copysign(size, quantity)
-    if rules.limit_orders and size > 0.0:
-        account.order_limit = _limit_price(account.mark_price, quantity > 0.0, rules.limit_offset, rules.tick_size)
+def order_exposures(s: Block, n: int, rules: Record) -> None:
+    """Order the difference to each lane's `target` exposure: target * E / C - units, unless inside the no-trade band.
+
+    The lanes' target, sigma and median_volume are those of the decision.
+    """
+    band = rules.no_trade_band
+    for k in range(n):
+        target = s[at.target + k]
+        quantity = target * s[at.equity + k] / s[at.mark_price + k] - s[at.units + k]
+        wanted = (target == 0.0) | (abs(target - s[at.exposure + k]) >= band)
+        s[at.order_quantity + k] = quantity if wanted else 0.0
+        s[at.order_all_in + k] = 0.0
+    _place(s, n, rules)
 
 
-@compiled
+@inlined
+def order_units(s: Block, n: int, rules: Record) -> None:
+    """Order the difference to each lane's `target` in units."""
+    for k in range(n):
+        s[at.order_quantity + k] = s[at.target + k] - s[at.units + k]
+        s[at.order_all_in + k] = 0.0
+    _place(s, n, rules)
+
+
+@inlined
+def order_all_in(s: Block, n: int, rules: Record) -> None:
+    """Order as much as margin allows at the fill (target +1 or -1), or close the position (target 0).
+
+    The one kind of order whose quantity is not fixed at the decision: what it costs is known at the fill only.
+    The nominal quantity is what the close would buy.
+    """
+    for k in range(n):
+        target, units = s[at.target + k], s[at.units + k]
+        nominal = target * s[at.equity + k] / s[at.mark_price + k] - units
+        adds = nominal * target > 0.0  # not yet in
+        s[at.order_quantity + k] = (nominal if adds else 0.0) if target != 0.0 else -units
+        s[at.order_all_in + k] = 1.0 if target != 0.0 else 0.0
+    _place(s, n, rules)
+
+
+@inlined
+def _place(s: Block, n: int, rules: Record) -> None:
+    """Round the pending orders to lots, drop those under the smallest order, and price limit orders."""
+    for k in range(n):
+        quantity = s[at.order_quantity + k]
+        size = fills.round_to_lot(abs(quantity), s[at.lot_size + k])
+        size = 0.0 if size * s[at.mark_price + k] < s[at.min_notional + k] else size
+        s[at.order_quantity + k] = size if quantity >= 0.0 else -size
+        s[at.order_limit + k] = 0.0
+    if rules.limit_orders:
+        for k in range(n):
+            if s[at.order_quantity + k] != 0.0:
+                s[at.order_limit + k] = _limit_price(
+                    s[at.mark_price + k], s[at.order_quantity + k] > 0.0, rules.limit_offset, s[at.tick_size + k]
+                )
+
+
+@inlined
 def _limit_price(close: float, buy: bool, offset: float, tick: float) -> float:
     """Limit price `offset` away from the close on the passive side, rounded to the tick away from the market."""
     price = close * (1.0 - offset) if buy else close * (1.0 + offset)
@@ -282,360 +266,325 @@ def _limit_price(close: float, buy: bool, offset: float, tick: float) -> float:
     return price
 
 
-@inlined
-def order_exposure(account: Record, rules: Record, target: float, sigma: float, median_volume: float) -> None:
-    """Order the difference to `target` exposure: target * E / C - units, unless it lies inside the no-trade band."""
-    quantity = target * account.equity / account.mark_price - account.units
-    if target != 0.0 and abs(target - account.exposure) < rules.no_trade_band:
-        quantity = 0.0
-    place_order(account, rules, target, quantity, sigma, median_volume)
+# --- randomness ----------------------------------------------------------------------------------------------------
 
 
 @inlined
-def order_units(account: Record, rules: Record, target: float, sigma: float, median_volume: float) -> None:
-    """Order the difference to `target` units."""
-    place_order(account, rules, target, target - account.units, sigma, median_volume)
-
-
-@inlined
-def order_all_in(account: Record, rules: Record, target: float, sigma: float, median_volume: float) -> None:
-    """Order as much as margin allows at the fill (target +1 or -1), or close the position (target 0).
-
-    The one kind of order whose quantity is not fixed at the decision: what it costs is known at the fill only.
-    The nominal quantity is what the close would buy.
-    """
-    if target == 0.0:
-        place_order(account, rules, target, -account.units, sigma, median_volume)
+def draw(s: Block, n: int, rules: Record) -> None:
+    """The draws of the pending orders, addressed by (seed, instrument, timestamp of the bar that fills them)."""
+    if not rules.stochastic:
         return
-    nominal = target * account.equity / account.mark_price - account.units
-    if nominal * target <= 0.0:  # already in
-        nominal = 0.0
-    place_order(account, rules, target, nominal, sigma, median_volume)
-    account.order_all_in = 1.0
-
-
-# --- randomness ------------------------------------------------------------------------------------------------------
-
-
-@compiled
-def draw_fill(account: Record, rules: Record, timestamp: float, draws: Record) -> None:
-    """Write the draws of the pending order, addressed by (seed, instrument, timestamp of the bar that fills it)."""
-    address = np.uint64(np.int64(timestamp))
-    word_0, word_1, word_2, word_3 = rng.words_at(account.seed, rules.instrument, address, rng.FILL_BLOCK)
-    draws.reject_u = rng.uniform(word_0)
-    draws.partial_u = rng.uniform(word_1)
-    draws.arrival_z = rng.normal(rng.uniform(word_2))
-    draws.spread_z = rng.normal(rng.uniform(word_3))
-    draw_rare(account, rules, timestamp, draws)
-
-
-@compiled
-def draw_rare(account: Record, rules: Record, timestamp: float, draws: Record) -> None:
-    """The draws that few fills need: the fraction of a partial fill, the luck of a limit order that is touched."""
-    if draws.partial_u < rules.partial_probability or account.order_limit > 0.0:
-        address = np.uint64(np.int64(timestamp))
-        word_0, word_1, _, _ = rng.words_at(account.seed, rules.instrument, address, rng.RARE_FILL_BLOCK)
-        draws.fraction_u = rng.uniform(word_0)
-        draws.touch_u = rng.uniform(word_1)
+    for k in range(n):
+        word_0, word_1, word_2, word_3 = rng.words_at(
+            rng.join(s[at.seed_low + k], s[at.seed_high + k]),
+            np.uint64(np.int64(s[at.instrument + k])),
+            np.uint64(np.int64(s[at.timestamp + k])),
+            rng.FILL_BLOCK,
+        )
+        s[at.reject_u + k] = rng.uniform(word_0)
+        s[at.partial_u + k] = rng.uniform(word_1)
+        s[at.arrival_z + k] = rng.uniform(word_2)
+        s[at.spread_z + k] = rng.uniform(word_3)
+    rng.normals(s, at.arrival_z, n, at.scratch)
+    rng.normals(s, at.spread_z, n, at.scratch)
+    for k in range(n):
+        # Few fills need these: the fraction of a partial fill, the luck of a limit order that is touched.
+        if s[at.partial_u + k] < rules.partial_probability or rules.limit_orders:
+            word_0, word_1, _, _ = rng.words_at(
+                rng.join(s[at.seed_low + k], s[at.seed_high + k]),
+                np.uint64(np.int64(s[at.instrument + k])),
+                np.uint64(np.int64(s[at.timestamp + k])),
+                rng.RARE_FILL_BLOCK,
+            )
+            s[at.fraction_u + k] = rng.uniform(word_0)
+            s[at.touch_u + k] = rng.uniform(word_1)
 
 
 # --- the bar that follows ------------------------------------------------------------------------------------------
 
 
 @inlined
-def advance(
-    account: Record,
-    rules: Record,
-    timestamp: float,
-    open_: float,
-    high: float,
-    low: float,
-    close: float,
-    volume: float,
-    duration: float,
-    draws: Record,
-    record: Record,
-) -> None:
-    """Take the account through one bar: fill the pending order from the open, mark at the close, write the record.
+def advance(s: Block, n: int, rules: Record) -> None:
+    """Take the accounts through the bars in their lanes: fill the pending orders from the open, mark at the close.
 
-    timestamp, duration: bar open (epoch ms) and length (ms). draws: of the pending order (unread if there is none, or
-    in deterministic mode). `record.t` is the caller's.
+    The draws of the pending orders stand in the lanes already (unread in deterministic mode).
     """
-    begin_bar(account, rules, timestamp, open_, high, low, volume, draws, record)
-    end_bar(account, rules, timestamp, high, low, close, duration, record)
-
-
-@inlined
-def begin_bar(
-    account: Record,
-    rules: Record,
-    timestamp: float,
-    open_: float,
-    high: float,
-    low: float,
-    volume: float,
-    draws: Record,
-    record: Record,
-) -> None:
-    """First half of `advance`: what happened since the last close, and the fill."""
-    units_before = account.units
-    record.target = account.target
-    record.qty_ordered = account.order_quantity
-    record.qty_filled = 0.0
-    record.fill_price = 0.0
-    record.arrival_price = 0.0
-    record.fill_fraction = 0.0
-    record.rejected = 0.0
-    record.fee = 0.0
-    record.slippage_cost = 0.0
-    record.impact_cost = 0.0
-    record.gap_pnl = units_before * (open_ - account.mark_price)
-
-    account.funding = 0.0
-    if timestamp > account.clock:
-        account.funding = _carry(account, rules, account.clock, timestamp, account.mark_price)
-    account.start_price = open_
-    account.exit_price = 0.0
-    if rules.enforce_margin and costs.breaches_maintenance(account.cash, account.units, open_, rules.maintenance):
-        account.exit_price = open_
-    elif account.order_quantity != 0.0:
-        if account.order_limit > 0.0:
-            # A resting order may fill after the wick: test the position that was held first (the stop comes first).
-            account.exit_price = _liquidation_in_bar(account, rules, open_, high, low)
-        if account.exit_price == 0.0:
-            account.start_price = _fill(account, rules, open_, high, low, volume, draws, record)
-    record.latency_pnl = units_before * (account.start_price - open_)
-
-
-@inlined
-def end_bar(
-    account: Record,
-    rules: Record,
-    timestamp: float,
-    high: float,
-    low: float,
-    close: float,
-    duration: float,
-    record: Record,
-) -> None:
-    """Second half of `advance`: liquidation by the wick, the cost of holding, the mark."""
-    start_price, exit_price = account.start_price, account.exit_price
-    if exit_price == 0.0:
-        exit_price = _liquidation_in_bar(account, rules, start_price, high, low)
-    liquidated = exit_price > 0.0
-    record.liquidation_cost = 0.0
-    if liquidated:
-        record.bar_pnl = account.units * (exit_price - start_price)
-        record.liquidation_cost = _liquidate(account, rules, exit_price)
+    _enter_bar(s, n, rules)
+    if any_orders(s, n):
+        if rules.limit_orders:
+            _rest(s, n, rules)
+        else:
+            _arrive(s, n, rules)
+        _execute(s, n, rules)
     else:
-        record.bar_pnl = account.units * (close - start_price)
-        account.funding += _carry(account, rules, timestamp, timestamp + duration, close)
-
-    value = account.cash + account.units * close
-    wiped_out = value <= 0.0 and account.equity > 0.0
-    record.bad_debt = max(-value, 0.0)  # the venue eats the shortfall
-    log_return = mark(account, close, timestamp + duration)
-    account.bars_held = account.bars_held + 1.0 if account.units != 0.0 else 0.0
-    account.order_quantity = 0.0
-    account.order_limit = 0.0
-    account.order_all_in = 0.0
-
-    record.timestamp = timestamp
-    record.equity = account.equity
-    record.cash = account.cash
-    record.units = account.units
-    record.exposure = account.exposure
-    record.funding = account.funding
-    record.log_return = log_return
-    record.drawdown = account.drawdown
-    record.liquidated = 1.0 if liquidated or wiped_out else 0.0
+        _pass(s, n)
+    _liquidate(s, n, rules)
+    _hold(s, n, rules)
+    mark(s, n)
 
 
 @inlined
-def _carry(account: Record, rules: Record, start: float, end: float, price: float) -> float:
-    """Charge funding or interest for holding the account's position and debt over (start, end]; returns the cost."""
+def any_orders(s: Block, n: int) -> bool:
+    """Whether any of the accounts has an order pending."""
+    orders = 0
+    for k in range(n):
+        orders += s[at.order_quantity + k] != 0.0
+    return orders > 0
+
+
+@inlined
+def _pass(s: Block, n: int) -> None:
+    """The events of a bar without orders: none."""
+    for k in range(n):
+        s[at.rejected + k] = 0.0
+        s[at.fill_price + k] = 0.0
+        s[at.qty_filled + k] = 0.0
+        s[at.fee + k] = 0.0
+        s[at.slippage_cost + k] = 0.0
+        s[at.impact_cost + k] = 0.0
+        s[at.filled + k] = 0.0
+        s[at.arrival_price + k] = 0.0
+        s[at.latency_pnl + k] = 0.0
+
+
+@inlined
+def _enter_bar(s: Block, n: int, rules: Record) -> None:
+    """From the last close to the open: what the gap earned and cost, and liquidation if it went too far."""
+    for k in range(n):
+        units, open_, price = s[at.units + k], s[at.open + k], s[at.mark_price + k]
+        s[at.units_before + k] = units
+        s[at.gap_pnl + k] = units * (open_ - price)
+        s[at.start_price + k] = open_
+        s[at.exit_price + k] = 0.0
+        s[at.funding + k] = 0.0
+        s[at.qty_ordered + k] = s[at.order_quantity + k]
+        s[at.span_start + k] = s[at.clock + k]
+        s[at.span_end + k] = s[at.timestamp + k]
+        s[at.span_price + k] = price
+    _carry(s, n, rules)
+    if rules.enforce_margin:
+        maintenance = rules.maintenance
+        for k in range(n):
+            open_ = s[at.open + k]
+            breach = costs.breaches_maintenance(s[at.cash + k], s[at.units + k], open_, maintenance)
+            s[at.exit_price + k] = open_ if breach else 0.0
+
+
+@inlined
+def _carry(s: Block, n: int, rules: Record) -> None:
+    """Charge funding or interest for holding position and debt over (span_start, span_end] at span_price.
+
+    Positions that were liquidated in this bar are not charged.
+    """
     if rules.perpetual:
-        count = costs.settlements_between(start, end, rules.funding_interval)
-        cost: float = count * rules.funding_rate * account.units * price
+        rate, interval = rules.funding_rate, rules.funding_interval
+        for k in range(n):
+            count = costs.settlements_between(s[at.span_start + k], s[at.span_end + k], interval)
+            cost = count * rate * s[at.units + k] * s[at.span_price + k]
+            cost = cost if s[at.exit_price + k] == 0.0 else 0.0
+            s[at.cash + k] -= cost
+            s[at.funding + k] += cost
     else:
-        # Interest bears no interest: while there is debt, what was charged on it is kept apart.
-        accrued = account.accrued_interest if account.cash < 0.0 else 0.0
-        debt = max(-(account.cash + accrued), 0.0)
-        cost = costs.simple_interest(account.units, debt, price, end - start, rules.short_rate, rules.debt_rate)
-        account.accrued_interest = accrued + cost
-    account.cash -= cost
-    return cost
+        short_rate, debt_rate = rules.short_rate, rules.debt_rate
+        for k in range(n):
+            # Interest bears no interest: while there is debt, what was charged on it is kept apart.
+            cash, accrued = s[at.cash + k], s[at.accrued_interest + k]
+            accrued = accrued if cash < 0.0 else 0.0
+            debt = max(-(cash + accrued), 0.0)
+            elapsed = s[at.span_end + k] - s[at.span_start + k]
+            cost = costs.simple_interest(s[at.units + k], debt, s[at.span_price + k], elapsed, short_rate, debt_rate)
+            cost = cost if s[at.exit_price + k] == 0.0 else 0.0
+            s[at.accrued_interest + k] = accrued + cost
+            s[at.cash + k] = cash - cost
+            s[at.funding + k] += cost
 
 
 @inlined
-def _liquidation_in_bar(account: Record, rules: Record, start_price: float, high: float, low: float) -> float:
-    """Price at which the position is liquidated between `start_price` and the adverse extreme of the bar, or 0."""
-    cash, units = account.cash, account.units
-    adverse = low if units > 0.0 else high
-    if not (rules.enforce_margin and costs.breaches_maintenance(cash, units, adverse, rules.maintenance)):
-        return 0.0
-    price = costs.liquidation_price(cash, units, rules.maintenance)
-    # Already beyond its price when the bar begins (or right after the fill): it goes at once.
-    return min(price, start_price) if units > 0.0 else max(price, start_price)
+def _arrive(s: Block, n: int, rules: Record) -> None:
+    """Market orders: how much of each the bar fills, at which arrival price, fee and friction."""
+    if not rules.stochastic:
+        for k in range(n):
+            s[at.rejected + k] = 0.0
+            s[at.fillable + k] = 1.0
+            s[at.arrival_price + k] = s[at.open + k]
+            s[at.fee_rate + k] = s[at.taker_fee + k]
+            s[at.friction + k] = 0.0
+        return
+    _limit_fillable(s, n, rules)
+    for k in range(n):
+        s[at.scratch + k] = fills.arrival_exponent(s[at.sigma + k], s[at.latency + k], s[at.arrival_z + k])
+    for k in range(n):
+        s[at.scratch + k] = math.exp(s[at.scratch + k])
+    for k in range(n):
+        s[at.arrival_price + k] = fills.arrival_price(s[at.open + k], s[at.low + k], s[at.high + k], s[at.scratch + k])
+        s[at.fee_rate + k] = s[at.taker_fee + k]
+        s[at.friction + k] = fills.spread_slippage(
+            s[at.half_spread + k], s[at.kappa + k], s[at.sigma + k], s[at.spread_z + k]
+        )
 
 
-@compiled
-def _liquidate(account: Record, rules: Record, price: float) -> float:
-    """Close the whole position at `price` plus slippage and fee; returns that cost.
+@inlined
+def _limit_fillable(s: Block, n: int, rules: Record) -> None:
+    """Rejection, volume cap and partial fills: the fraction of each order that can fill."""
+    reject_probability, volume_cap = rules.reject_probability, rules.volume_cap
+    for k in range(n):
+        rejected = (s[at.reject_u + k] < reject_probability) & (s[at.order_quantity + k] != 0.0)
+        fraction = fills.volume_cap_fraction(
+            abs(s[at.order_quantity + k]), s[at.volume + k], s[at.median_volume + k], volume_cap
+        )
+        s[at.rejected + k] = 1.0 if rejected & (s[at.exit_price + k] == 0.0) else 0.0
+        s[at.fillable + k] = 0.0 if rejected else fraction
+    for k in range(n):
+        if s[at.partial_u + k] < rules.partial_probability:
+            s[at.fillable + k] *= rng.beta_2_2(s[at.fraction_u + k])
+
+
+@inlined
+def _rest(s: Block, n: int, rules: Record) -> None:
+    """Limit orders: where each fills, if it does; lane by lane.
+
+    A resting order may fill after the wick: the position held before is tested against it first (the stop comes first).
+    """
+    if rules.stochastic:
+        _limit_fillable(s, n, rules)
+    else:
+        for k in range(n):
+            s[at.rejected + k] = 0.0
+            s[at.fillable + k] = 1.0
+    _test_wick(s, n, rules)
+    for k in range(n):
+        order = s[at.order_quantity + k]
+        arrival = s[at.open + k]
+        s[at.fee_rate + k] = s[at.taker_fee + k]
+        s[at.friction + k] = 0.0
+        if order != 0.0:
+            touched = rules.stochastic and s[at.touch_u + k] < rules.touch_probability
+            arrival = fills.limit_fill_price(
+                1.0 if order > 0.0 else -1.0, s[at.order_limit + k], s[at.open + k], s[at.low + k], s[at.high + k],
+                s[at.tick_size + k], touched,
+            )  # fmt: skip
+            if arrival == 0.0:
+                arrival = s[at.open + k]
+                s[at.fillable + k] = 0.0
+            elif arrival != s[at.open + k]:
+                s[at.fee_rate + k] = s[at.maker_fee + k]
+        s[at.arrival_price + k] = arrival
+
+
+@inlined
+def _execute(s: Block, n: int, rules: Record) -> None:
+    """Fill the orders: impact, price, initial margin, the exchange of cash for units, the average entry price."""
+    impact = 0.0 if rules.limit_orders else rules.impact
+    cost_cap, max_leverage, enforce = rules.cost_cap, rules.max_leverage, rules.enforce_margin
+    for k in range(n):
+        order, fillable, exit_price = s[at.order_quantity + k], s[at.fillable + k], s[at.exit_price + k]
+        cash, units, arrival, open_ = s[at.cash + k], s[at.units + k], s[at.arrival_price + k], s[at.open + k]
+        fee_rate, friction, lot = s[at.fee_rate + k], s[at.friction + k], s[at.lot_size + k]
+        fill_fraction = s[at.fill_fraction + k]
+        ordered = abs(order)
+        side = 1.0 if order >= 0.0 else -1.0
+        fraction = fillable if exit_price == 0.0 else 0.0
+        quantity = fills.round_to_lot(fraction * ordered, lot)
+        pressure = fills.square_root_impact(impact, s[at.sigma + k], quantity, s[at.median_volume + k])
+        cost = min(friction + pressure, cost_cap)
+        spread = min(friction, cost)
+        price = arrival * (1.0 + side * cost)
+        # The cost per unit stays that of the order before this cut: an upper bound that keeps the form closed.
+        affordable = costs.affordable_quantity(side, cash, units, arrival, price, fee_rate, max_leverage)
+        all_in = (s[at.order_all_in + k] > 0.0) & (ordered > 0.0)
+        wanted = fraction * affordable if all_in else quantity
+        cut = min(wanted, affordable)
+        quantity = fills.round_to_lot(cut if enforce | all_in else wanted, lot)
+
+        fills_something = quantity > 0.0
+        arrived = (ordered > 0.0) & (fraction > 0.0)
+        filled = quantity / (ordered if ordered > 0.0 else 1.0)
+        s[at.fill_price + k] = price if fills_something else 0.0
+        s[at.qty_filled + k] = side * quantity if fills_something else 0.0
+        s[at.fee + k] = fee_rate * quantity * price
+        s[at.slippage_cost + k] = quantity * arrival * spread
+        s[at.impact_cost + k] = quantity * arrival * (cost - spread)
+        s[at.filled + k] = filled
+        s[at.fill_fraction + k] = filled if ordered > 0.0 else fill_fraction
+        s[at.start_price + k] = arrival if arrived else open_
+        s[at.arrival_price + k] = arrival if arrived else 0.0
+    for k in range(n):
+        quantity, price, before = s[at.qty_filled + k], s[at.fill_price + k], s[at.units + k]
+        entry, entry_sigma, bars_held = s[at.entry_price + k], s[at.entry_sigma + k], s[at.bars_held + k]
+        sigma = s[at.sigma + k]
+        units = before + quantity
+        s[at.latency_pnl + k] = s[at.units_before + k] * (s[at.start_price + k] - s[at.open + k])
+        s[at.cash + k] -= quantity * price + s[at.fee + k]
+        s[at.units + k] = units
+        traded = quantity != 0.0
+        turned = traded & (before * units <= 0.0)  # opened, closed or turned over
+        added = traded & (before * quantity > 0.0)
+        grown = entry + (price - entry) * (quantity / (units if units != 0.0 else 1.0))
+        entry = grown if added else entry
+        s[at.entry_price + k] = price if turned else entry
+        s[at.entry_sigma + k] = sigma if turned else entry_sigma
+        s[at.bars_held + k] = 0.0 if turned else bars_held
+
+
+@inlined
+def _test_wick(s: Block, n: int, rules: Record) -> None:
+    """Set exit_price where a position is liquidated between its start price and the adverse extreme of the bar."""
+    if not rules.enforce_margin:
+        return
+    maintenance = rules.maintenance
+    for k in range(n):
+        cash, units, start, exit_price = s[at.cash + k], s[at.units + k], s[at.start_price + k], s[at.exit_price + k]
+        low, high = s[at.low + k], s[at.high + k]
+        breach = costs.breaches_maintenance(cash, units, low if units > 0.0 else high, maintenance)
+        price = costs.liquidation_price(cash, units, maintenance)
+        # Already beyond its price when the bar begins (or right after the fill): it goes at once.
+        below, above = min(price, start), max(price, start)
+        price = below if units > 0.0 else above
+        s[at.exit_price + k] = price if breach & (exit_price == 0.0) else exit_price
+
+
+@inlined
+def _liquidate(s: Block, n: int, rules: Record) -> None:
+    """Close the positions that the open or the wick liquidates, at that price plus slippage and fee.
 
     The slippage is the fill model's at its expected random part (E|z| = sqrt(2/pi)): a forced sale draws nothing.
     """
-    size = abs(account.units)
-    slippage = fills.spread_slippage(
-        rules.half_spread * account.spread_factor,
-        rules.kappa * account.slippage_factor,
-        account.sigma,
-        math.sqrt(2.0 / math.pi),
-    ) + fills.square_root_impact(rules.impact, account.sigma, size, account.median_volume)
-    cost: float = size * price * (min(slippage, rules.cost_cap) + rules.liquidation_fee)
-    account.cash += account.units * price - cost
-    account.units = 0.0
-    return cost
+    _test_wick(s, n, rules)
+    liquidations = 0
+    for k in range(n):
+        exit_price, close = s[at.exit_price + k], s[at.close + k]
+        exits = exit_price > 0.0
+        s[at.bar_pnl + k] = s[at.units + k] * ((exit_price if exits else close) - s[at.start_price + k])
+        s[at.liquidation_cost + k] = 0.0
+        s[at.liquidated + k] = 1.0 if exits else 0.0
+        liquidations += exits
+    if liquidations == 0:
+        return
+    for k in range(n):
+        price = s[at.exit_price + k]
+        if price > 0.0:
+            size = abs(s[at.units + k])
+            slippage = fills.spread_slippage(
+                s[at.half_spread + k], s[at.kappa + k], s[at.sigma + k], _MEAN_ABSOLUTE_NORMAL
+            ) + fills.square_root_impact(rules.impact, s[at.sigma + k], size, s[at.median_volume + k])
+            cost = size * price * (min(slippage, rules.cost_cap) + rules.liquidation_fee)
+            s[at.liquidation_cost + k] = cost
+            s[at.cash + k] += s[at.units + k] * price - cost
+            s[at.units + k] = 0.0
 
 
 @inlined
-def _fill(
-    account: Record,
-    rules: Record,
-    open_: float,
-    high: float,
-    low: float,
-    volume: float,
-    draws: Record,
-    record: Record,
-) -> float:
-    """Fill the pending order as far as the bar allows; returns the arrival price (the open if nothing arrived)."""
-    ordered = abs(account.order_quantity)
-    side = math.copysign(1.0, account.order_quantity)
-    account.fill_fraction = 0.0
-    fraction = 1.0
-    if rules.stochastic:
-        if draws.reject_u < rules.reject_probability:
-            record.rejected = 1.0
-            return open_
-        fraction = fills.volume_cap_fraction(ordered, volume, account.median_volume, rules.volume_cap)
-        if draws.partial_u < rules.partial_probability:
-            fraction *= rng.beta_2_2(draws.fraction_u)
-
-    arrival = open_
-    fee_rate = rules.taker_fee * account.fee_factor
-    if account.order_limit > 0.0:
-        touched = rules.stochastic and draws.touch_u < rules.touch_probability
-        arrival = fills.limit_fill_price(side, account.order_limit, open_, low, high, rules.tick_size, touched)
-        if arrival == 0.0:
-            return open_
-        if arrival != open_:
-            fee_rate = rules.maker_fee * account.fee_factor
-    elif rules.stochastic:
-        arrival = fills.arrival_price(
-            open_, low, high, account.sigma, rules.latency * account.latency_factor, draws.arrival_z
-        )
-
-    quantity = fills.round_to_lot(fraction * ordered, rules.lot_size)
-    spread, cost = 0.0, 0.0
-    if rules.stochastic and account.order_limit == 0.0:
-        spread = fills.spread_slippage(
-            rules.half_spread * account.spread_factor,
-            rules.kappa * account.slippage_factor,
-            account.sigma,
-            draws.spread_z,
-        )
-        impact = fills.square_root_impact(rules.impact, account.sigma, quantity, account.median_volume)
-        cost = min(spread + impact, rules.cost_cap)
-        spread = min(spread, cost)
-    price = arrival * (1.0 + side * cost)
-    if rules.enforce_margin or account.order_all_in > 0.0:
-        # The cost per unit stays that of the order before this cut: an upper bound that keeps the form closed.
-        affordable = costs.affordable_quantity(
-            side, account.cash, account.units, arrival, price, fee_rate, rules.max_leverage
-        )
-        if account.order_all_in > 0.0:
-            quantity = fraction * affordable
-        quantity = fills.round_to_lot(min(quantity, affordable), rules.lot_size)
-
-    fee = fee_rate * quantity * price
-    record.arrival_price = arrival
-    record.qty_filled = side * quantity
-    record.fill_price = price if quantity > 0.0 else 0.0
-    record.fee = fee
-    record.slippage_cost = quantity * arrival * spread
-    record.impact_cost = quantity * arrival * (cost - spread)
-    record.fill_fraction = quantity / ordered
-    account.fill_fraction = record.fill_fraction
-    _exchange(account, side * quantity, price, fee)
-    return arrival
-
-
-@inlined
-def _exchange(account: Record, quantity: float, price: float, fee: float) -> None:
-    """Swap cash for units and keep the average entry price."""
-    before = account.units
-    units = before + quantity
-    account.cash -= quantity * price + fee
-    account.units = units
-    if before * units <= 0.0:  # opened, closed or turned over
-        account.entry_price = price
-        account.entry_sigma = account.sigma
-        account.bars_held = 0.0
-    elif before * quantity > 0.0:  # increased
-        account.entry_price += (price - account.entry_price) * (quantity / units)
-
-
-# --- whole series --------------------------------------------------------------------------------------------------
-
-SIZINGS = {"exposure": 0, "units": 1, "all_in": 2}
-
-
-@compiled
-def run_series(
-    accounts: np.ndarray[Any, Any],
-    rules: np.ndarray[Any, Any],
-    bars: np.ndarray[Any, Any],
-    duration: float,
-    targets: np.ndarray[Any, Any],
-    sizing: int,
-    start: int,
-    stop: int,
-    draws: np.ndarray[Any, Any],
-    record: np.ndarray[Any, Any],
-    record_values: np.ndarray[Any, Any],
-    columns: np.ndarray[Any, Any],
-    ledger: np.ndarray[Any, Any],
-) -> None:
-    """Follow a series of targets on bars [start, stop) for each account.
-
-    accounts: [S] ACCOUNT. rules: [1] RULES. bars: [N] BAR. targets: [N], decided at each close; NaN places no order.
-    draws: one DRAWS row to work in.
-    record, record_values: one RECORD row and the same memory as [25] float64. columns: [J] field numbers to keep.
-    ledger: [J, S, stop - start] output. The decision on the last bar is not taken: nothing could fill it.
-    """
-    rule = rules[0]
-    for s in range(len(accounts)):
-        account = accounts[s]
-        for t in range(start, stop):
-            bar = bars[t]
-            if rule.stochastic and account.order_quantity != 0.0:
-                draw_fill(account, rule, bar.timestamp, draws[0])
-            advance(
-                account, rule, bar.timestamp, bar.open, bar.high, bar.low, bar.close, bar.volume, duration, draws[0],
-                record[0],
-            )  # fmt: skip
-            record[0].t = t
-            for j in range(len(columns)):
-                ledger[j, s, t - start] = record_values[columns[j]]
-            target = targets[t]
-            if t < stop - 1 and not math.isnan(target):
-                if sizing == 0:
-                    order_exposure(account, rule, target, bar.sigma, bar.median_volume)
-                elif sizing == 1:
-                    order_units(account, rule, target, bar.sigma, bar.median_volume)
-                else:
-                    order_all_in(account, rule, target, bar.sigma, bar.median_volume)
+def _hold(s: Block, n: int, rules: Record) -> None:
+    """Carrying costs within the bar, and the end of the pending order: what did not fill is cancelled."""
+    for k in range(n):
+        timestamp = s[at.timestamp + k]
+        s[at.span_start + k] = timestamp
+        s[at.span_end + k] = timestamp + s[at.duration + k]
+        s[at.span_price + k] = s[at.close + k]
+        s[at.order_quantity + k] = 0.0
+        s[at.order_limit + k] = 0.0
+        s[at.order_all_in + k] = 0.0
+    _carry(s, n, rules)
 
 
 # --- what the agent sees of the account ----------------------------------------------------------------------------
@@ -655,28 +604,33 @@ _HOLDING_TIME_UNIT = 64.0  # bars
 
 
 @inlined
-def observe_account(account: Record, rules: Record) -> tuple[float, float, float, float, float, float, float, float]:
-    """The account as the agent sees it: eight numbers within +-5, in the order of `ACCOUNT_FEATURES`.
+def observe_accounts(s: Block, n: int, rules: Record, out: Array, first: int) -> None:
+    """Write the accounts as the agent sees them to out[first + k]: eight numbers within +-5, as `ACCOUNT_FEATURES`.
 
     unrealised_pnl is the position's return since its average entry (costs included), per standard deviation of a
     random walk over the bars it was held at the volatility when it was opened.
     """
-    unrealised, distance = 0.0, 1.0
-    if account.units != 0.0:
-        gain = (account.mark_price / account.entry_price - 1.0) * math.copysign(1.0, account.units)
-        unrealised = gain / (account.entry_sigma * math.sqrt(max(account.bars_held, 1.0)))
-        if rules.enforce_margin:
-            distance = costs.liquidation_distance(account.cash, account.units, account.mark_price, rules.maintenance)
-    return (
-        _bounded(account.exposure),
-        _bounded(account.target),
-        _bounded(account.fill_fraction),
-        _bounded(unrealised),
-        _bounded(account.log_growth),
-        _bounded(account.drawdown),
-        _bounded(account.bars_held / _HOLDING_TIME_UNIT),
-        distance,
-    )
+    enforce, maintenance = rules.enforce_margin, rules.maintenance
+    for k in range(n):
+        units, price = s[at.units + k], s[at.mark_price + k]
+        entry, entry_sigma = s[at.entry_price + k], s[at.entry_sigma + k]
+        holds = units != 0.0
+        gain = price / (entry if holds else 1.0) - 1.0
+        deviation = (entry_sigma if holds else 1.0) * math.sqrt(max(s[at.bars_held + k], 1.0))
+        unrealised = gain / deviation * (1.0 if units > 0.0 else -1.0)
+        distance = costs.liquidation_distance(s[at.cash + k], units, price, maintenance)
+        s[at.scratch + k] = unrealised if holds else 0.0
+        s[at.scratch_too + k] = distance if enforce else 1.0
+    for k in range(n):
+        i = np.uint64(first + k)
+        out[i, 0] = _bounded(s[at.exposure + k])
+        out[i, 1] = _bounded(s[at.target + k])
+        out[i, 2] = _bounded(s[at.fill_fraction + k])
+        out[i, 3] = _bounded(s[at.scratch + k])
+        out[i, 4] = _bounded(s[at.log_growth + k])
+        out[i, 5] = _bounded(s[at.drawdown + k])
+        out[i, 6] = _bounded(s[at.bars_held + k] / _HOLDING_TIME_UNIT)
+        out[i, 7] = s[at.scratch_too + k]
 
 
 @inlined
@@ -684,46 +638,119 @@ def _bounded(value: float) -> float:
     return min(max(value, -OBSERVATION_LIMIT), OBSERVATION_LIMIT)
 
 
-# --- entry points for the scalar driver (arrays of one row in place of rows) ----------------------------------------
+# --- the scalar driver ---------------------------------------------------------------------------------------------
 
 
 @compiled
-def open_accounts(accounts: np.ndarray[Any, Any], seed: np.uint64, initial_equity: float) -> None:
-    """`open_account` for accounts[0]."""
-    open_account(accounts[0], seed, initial_equity)
+def open_lane(s: Block, k: int, seed: rng.Word, initial_equity: float, rules: Array) -> None:
+    """A fresh account in lane k. rules: [1] RULES."""
+    open_account(s, k, seed, initial_equity, rules[0])
 
 
 @compiled
-def order_exposure_one(
-    accounts: np.ndarray[Any, Any], rules: np.ndarray[Any, Any], target: float, sigma: float, median_volume: float
-) -> None:
-    """`order_exposure` for accounts[0]."""
-    order_exposure(accounts[0], rules[0], target, sigma, median_volume)
+def order_one(s: Block, target: float, sigma: float, median_volume: float, rules: Array) -> None:
+    """A decision for lane 0: target exposure, volatility per bar, median volume."""
+    s[at.target] = target
+    s[at.sigma] = sigma
+    s[at.median_volume] = median_volume
+    order_exposures(s, 1, rules[0])
 
 
 @compiled
 def advance_one(
-    accounts: np.ndarray[Any, Any],
-    rules: np.ndarray[Any, Any],
-    timestamp: float,
-    open_: float,
-    high: float,
-    low: float,
-    close: float,
-    volume: float,
-    duration: float,
-    draws: np.ndarray[Any, Any],
-    records: np.ndarray[Any, Any],
-) -> None:
-    """`advance` for accounts[0], writing records[0]."""
-    if rules[0].stochastic and accounts[0].order_quantity != 0.0:
-        draw_fill(accounts[0], rules[0], timestamp, draws[0])
-    advance(accounts[0], rules[0], timestamp, open_, high, low, close, volume, duration, draws[0], records[0])
+    s: Block, timestamp: float, open_: float, high: float, low: float, close: float, volume: float, duration: float,
+    rules: Array,
+) -> None:  # fmt: skip
+    """One bar for lane 0. timestamp, duration: bar open (epoch ms) and length (ms)."""
+    s[at.timestamp] = timestamp
+    s[at.open] = open_
+    s[at.high] = high
+    s[at.low] = low
+    s[at.close] = close
+    s[at.volume] = volume
+    s[at.duration] = duration
+    if any_orders(s, 1):
+        draw(s, 1, rules[0])
+    advance(s, 1, rules[0])
 
 
 @compiled
-def observe_one(accounts: np.ndarray[Any, Any], rules: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> None:
-    """`observe_account` for accounts[0], writing out[0]."""
-    out[0, 0], out[0, 1], out[0, 2], out[0, 3], out[0, 4], out[0, 5], out[0, 6], out[0, 7] = observe_account(
-        accounts[0], rules[0]
-    )
+def observe_one(s: Block, rules: Array, out: Array) -> None:
+    """Lane 0 as the agent sees it. out: [1, 8] float32."""
+    observe_accounts(s, 1, rules[0], out, 0)
+
+
+# --- whole series --------------------------------------------------------------------------------------------------
+
+SIZINGS = {"exposure": 0, "units": 1, "all_in": 2}
+_RECORD_WIDTH = len(RECORD_FIELDS)
+
+
+@compiled
+def run_series(
+    blocks: Array,
+    count: int,
+    rules: Array,
+    bars: Array,
+    duration: float,
+    targets: Array,
+    sizing: int,
+    start: int,
+    stop: int,
+    columns: Array,
+    ledger: Array,
+) -> None:
+    """Follow a series of targets on bars [start, stop) with each of the first `count` accounts of the blocks.
+
+    blocks: [ceil(count / LANES), BLOCK_SIZE]. rules: [1] RULES. bars: [N] BAR. targets: [N], decided at each close; NaN
+    places no order. columns: [J] places in a block of the fields to keep. ledger: [J, count, stop - start] output. The
+    decision on the last bar is not taken: nothing could fill it.
+    """
+    if count == 1:
+        # A constant number of lanes lets the compiler drop the loops over them.
+        _run_block(blocks[0], 1, rules[0], bars, duration, targets, sizing, start, stop, columns, ledger, 0)
+        return
+    for block in range(len(blocks)):
+        first = block * LANES
+        n = min(LANES, count - first)
+        _run_block(blocks[block], n, rules[0], bars, duration, targets, sizing, start, stop, columns, ledger, first)
+
+
+@inlined
+def _run_block(
+    s: Block, n: int, rules: Record, bars: Array, duration: float, targets: Array, sizing: int, start: int, stop: int,
+    columns: Array, ledger: Array, first: int,
+) -> None:  # fmt: skip
+    for t in range(start, stop):
+        bar = bars[t]
+        for k in range(n):
+            s[at.timestamp + k] = bar.timestamp
+            s[at.open + k] = bar.open
+            s[at.high + k] = bar.high
+            s[at.low + k] = bar.low
+            s[at.close + k] = bar.close
+            s[at.volume + k] = bar.volume
+            s[at.duration + k] = duration
+        if any_orders(s, n):
+            draw(s, n, rules)
+        advance(s, n, rules)
+        for j in range(len(columns)):
+            for k in range(n):
+                ledger[j, first + k, t - start] = s[columns[j] + k]
+        target = targets[t]
+        if t < stop - 1 and not math.isnan(target):
+            for k in range(n):
+                s[at.target + k] = target
+                s[at.sigma + k] = bar.sigma
+                s[at.median_volume + k] = bar.median_volume
+            if sizing == 0:
+                order_exposures(s, n, rules)
+            elif sizing == 1:
+                order_units(s, n, rules)
+            else:
+                order_all_in(s, n, rules)
+
+
+def record_places(names: tuple[str, ...]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Where columns of a record stand in a block."""
+    return np.array([OUTCOME_AT[RECORD_FIELDS.index(name)] for name in names], dtype=np.int64)

@@ -25,20 +25,14 @@ _SMALLEST_VARIANCE = 1e-12  # of the moving averages; below it the ratio means n
 
 
 @inlined
-def floored_log_return(equity: float, previous: float, floor: float) -> float:
-    """ln(max(equity, floor) / previous)."""
-    return math.log(max(equity, floor) / previous)
-
-
-@inlined
 def differential_sharpe(mean: float, mean_square: float, log_return: float) -> float:
     """Marginal value of one more return to the Sharpe ratio of the moving averages so far."""
     variance = mean_square - mean * mean
-    if variance < _SMALLEST_VARIANCE:
-        return 0.0
+    known = variance >= _SMALLEST_VARIANCE
+    safe = variance if known else 1.0
     d_mean = log_return - mean
     d_square = log_return * log_return - mean_square
-    return (mean_square * d_mean - 0.5 * mean * d_square) / (variance * math.sqrt(variance))
+    return (mean_square * d_mean - 0.5 * mean * d_square) / (safe * math.sqrt(safe)) if known else 0.0
 
 
 @inlined
@@ -57,6 +51,5 @@ def shape(
     """Penalties, clip and ruin applied to a base reward."""
     reward = base - drawdown_penalty * scale * drawdown_increase - variance_penalty * scaled_return * scaled_return
     reward = min(max(reward, -clip), clip)
-    if ruined:
-        return (reward if plain else -clip) - ruin_penalty
-    return reward
+    worst = (reward if plain else -clip) - ruin_penalty
+    return worst if ruined else reward

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from market_env._compile import compiled, inlined
+from market_env._compile import inlined
 
 Word = np.uint64  # a 32-bit word in a 64-bit register: products need the upper half
 
@@ -90,7 +90,41 @@ def _central_normal(q: float) -> float:
     return q * numerator / denominator
 
 
-@compiled
+@inlined
+def _tail_normal(r: float) -> float:
+    """-`normal` at u = exp(-r^2), for sqrt(-ln 0.075) < r <= 5."""
+    r -= 1.6
+    numerator = (
+        ((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r + 2.41780725177450611770e-1) * r
+        + 1.27045825245236838258e0) * r + 3.64784832476320460504e0) * r + 5.76949722146069140550e0) * r
+        + 4.63033784615654529590e0) * r + 1.42343711074968357734e0
+    )  # fmt: skip
+    denominator = (
+        ((((((1.05075007164441684324e-9 * r + 5.47593808499534494600e-4) * r + 1.51986665636164571966e-2) * r
+        + 1.48103976427480074590e-1) * r + 6.89767334985100004550e-1) * r + 1.67638483018380384940e0) * r
+        + 2.05319162663775882187e0) * r + 1.0
+    )  # fmt: skip
+    return numerator / denominator
+
+
+@inlined
+def _far_tail_normal(r: float) -> float:
+    """-`normal` at u = exp(-r^2), for r > 5: u below 1.4e-11."""
+    r -= 5.0
+    numerator = (
+        ((((((2.01033439929228813265e-7 * r + 2.71155556874348757815e-5) * r + 1.24266094738807843860e-3) * r
+        + 2.65321895265761230930e-2) * r + 2.96560571828504891230e-1) * r + 1.78482653991729133580e0) * r
+        + 5.46378491116411436990e0) * r + 6.65790464350110377720e0
+    )  # fmt: skip
+    denominator = (
+        ((((((2.04426310338993978564e-15 * r + 1.42151175831644588870e-7) * r + 1.84631831751005468180e-5) * r
+        + 7.86869131145613259100e-4) * r + 1.48753612908506148525e-2) * r + 1.36929880922735805310e-1) * r
+        + 5.99832206555887937690e-1) * r + 1.0
+    )  # fmt: skip
+    return numerator / denominator
+
+
+@inlined
 def normal(u: float) -> float:
     """Standard normal quantile of u in (0, 1): Wichura, algorithm AS 241 (PPND16), Applied Statistics 37 (1988).
 
@@ -99,58 +133,69 @@ def normal(u: float) -> float:
     q = u - 0.5
     if _is_central(q):
         return _central_normal(q)
-    r = math.sqrt(-math.log(u if q < 0.0 else 1.0 - u))
-    if r <= 5.0:
-        r -= 1.6
-        numerator = (
-            ((((((7.74545014278341407640e-4 * r + 2.27238449892691845833e-2) * r + 2.41780725177450611770e-1) * r
-            + 1.27045825245236838258e0) * r + 3.64784832476320460504e0) * r + 5.76949722146069140550e0) * r
-            + 4.63033784615654529590e0) * r + 1.42343711074968357734e0
-        )  # fmt: skip
-        denominator = (
-            ((((((1.05075007164441684324e-9 * r + 5.47593808499534494600e-4) * r + 1.51986665636164571966e-2) * r
-            + 1.48103976427480074590e-1) * r + 6.89767334985100004550e-1) * r + 1.67638483018380384940e0) * r
-            + 2.05319162663775882187e0) * r + 1.0
-        )  # fmt: skip
-    else:
-        r -= 5.0
-        numerator = (
-            ((((((2.01033439929228813265e-7 * r + 2.71155556874348757815e-5) * r + 1.24266094738807843860e-3) * r
-            + 2.65321895265761230930e-2) * r + 2.96560571828504891230e-1) * r + 1.78482653991729133580e0) * r
-            + 5.46378491116411436990e0) * r + 6.65790464350110377720e0
-        )  # fmt: skip
-        denominator = (
-            ((((((2.04426310338993978564e-15 * r + 1.42151175831644588870e-7) * r + 1.84631831751005468180e-5) * r
-            + 7.86869131145613259100e-4) * r + 1.48753612908506148525e-2) * r + 1.36929880922735805310e-1) * r
-            + 5.99832206555887937690e-1) * r + 1.0
-        )  # fmt: skip
-    return -numerator / denominator if q < 0.0 else numerator / denominator
+    r = math.sqrt(-math.log(min(u, 1.0 - u)))
+    tail = _tail_normal(r) if r <= 5.0 else _far_tail_normal(r)
+    return -tail if q < 0.0 else tail
 
 
-@compiled
-def normals(uniforms: NDArray[np.float64], count: int, tails: NDArray[np.int64], out: NDArray[np.float64]) -> None:
-    """out[:count] = `normal` of uniforms[:count]. tails: [count] to work in.
+@inlined
+def normals(values: NDArray[np.float64], first: int, count: int, memory: int) -> None:
+    """Turn the uniforms values[first : first + count] into standard normals; the same numbers as `normal`.
 
-    The central 85% in a loop without branches, then the tails one by one.
+    The uniforms come from 32-bit words, so they stay clear of the far tail. values[memory : memory + 2 * count]: to
+    work in. All of them are first taken for central, which loops without a branch; the one in seven that is not is then
+    gathered and done again.
     """
-    number_of_tails = 0
+    # Unsigned indices spare a check for negative ones, and with it the loops vectorise.
     for k in range(count):
-        q = uniforms[k] - 0.5
-        out[k] = _central_normal(q)
+        u = values[np.uint64(first + k)]
+        values[np.uint64(memory + k)] = u
+        values[np.uint64(first + k)] = _central_normal(u - 0.5)
+    places, tails = memory + count, 0
     for k in range(count):
-        tails[number_of_tails] = k
-        number_of_tails += not _is_central(uniforms[k] - 0.5)
-    for j in range(number_of_tails):
-        out[tails[j]] = normal(uniforms[tails[j]])
+        values[np.uint64(places + tails)] = k
+        tails += not _is_central(values[np.uint64(memory + k)] - 0.5)
+    for j in range(tails):
+        place = np.int64(values[np.uint64(places + j)])  # never before its rank j
+        values[np.uint64(memory + j)] = values[np.uint64(memory + place)]
+    for j in range(tails):
+        u = values[np.uint64(memory + j)]
+        logarithm = math.log(min(u, 1.0 - u))
+        values[np.uint64(memory + j)] = logarithm if u < 0.5 else -logarithm
+    for j in range(tails):
+        signed = values[np.uint64(memory + j)]
+        tail = _tail_normal(math.sqrt(abs(signed)))
+        values[np.uint64(memory + j)] = tail if signed > 0.0 else -tail
+    for j in range(tails):
+        place = np.int64(values[np.uint64(places + j)])
+        values[np.uint64(first + place)] = values[np.uint64(memory + j)]
 
 
-@compiled
+@inlined
 def beta_2_2(u: float) -> float:
     """Quantile of Beta(2, 2): the root in [0, 1] of 3x^2 - 2x^3 = u, in closed form."""
     return 0.5 - math.sin(math.asin(1.0 - 2.0 * u) / 3.0)
 
 
-@compiled
+@inlined
+def join(low: float, high: float) -> Word:
+    """A 64-bit word from its halves, which live as float64 in the blocks."""
+    return (np.uint64(np.int64(high)) << _SHIFT_32) | np.uint64(np.int64(low))
+
+
+@inlined
+def low_half(word: Word) -> float:
+    """The lower 32 bits as a float64."""
+    return float(word & _LOW_32)
+
+
+@inlined
+def high_half(word: Word) -> float:
+    """The upper 32 bits as a float64."""
+    return float(word >> _SHIFT_32)
+
+
+@inlined
 def episode_seed(seed: Word, episode: Word) -> Word:
     """The fill seed of an episode: the seed itself for the first, a derived one after.
 

@@ -1,10 +1,7 @@
-"""Episodes as rows: the compiled loop that steps any number of environments in one call.
+"""Episodes: the compiled loops that step any number of environments in one call.
 
-`MarketEnv` is the case of one row, `MarketVectorEnv` the case of B; both call `step_rows`, and a row never looks at
-another, so row i of a batch is the single environment to the last bit.
-
-Everything about one environment is one row of a structured array, and everything about one market is another: each
-array argument of a compiled function costs a tenth of a microsecond per call, which a single environment feels.
+`MarketVectorEnv` steps blocks of environments (`layout.py`), `MarketEnv` a block of one; both go through `_step_block`,
+and no lane looks at another, so row i of a batch is the single environment to the last bit.
 """
 
 import math
@@ -19,46 +16,23 @@ from market_env import kernel, rewards, rng
 from market_env._compile import compiled, inlined
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
-from market_env.kernel import Record
+from market_env.kernel import Array, Record
+from market_env.layout import BLOCK_SIZE, FIELDS, LANES, OUTCOME_AT, OUTCOME_FIELDS, Block, at
 from market_env.market import Market
-
-Rows = np.ndarray[Any, Any]  # a structured array
 
 # --- layouts -------------------------------------------------------------------------------------------------------
 
-# One environment: its account, its episode, and room for the draws of one fill.
-#
-# A field of its own comes first, here and in TABLE: a record that began with an account's fields would be a subtype of
-# ACCOUNT to numba, which would then pass it, with a warning, to code compiled for accounts.
-ROW = np.dtype(
-    [
-        ("env_seed", np.uint64),
-        *((name, kernel.ACCOUNT[name]) for name in kernel.ACCOUNT.names or ()),
-        ("episode", np.uint64),  # episodes since that seed was set
-        ("dataset", np.int64),
-        ("bar", np.int64),  # where it stands: the current decision bar, in the stacked arrays
-        ("start", np.int64),
-        ("stop", np.int64),  # bar at which the episode is truncated
-        ("done", np.int64),  # 1: the next step begins another episode
-        ("sharpe_mean", np.float64),
-        ("sharpe_mean_square", np.float64),
-        *((name, kernel.DRAWS[name]) for name in kernel.DRAWS.names or ()),
-    ],
-    align=True,
-)
-
-# One market under one configuration: its rules, its place in the stacked arrays, and the settings shared by all.
+# One market under one configuration: its place in the stacked arrays, the settings shared by all, and its rules.
 TABLE = np.dtype(
     [
         ("offset", np.int64),  # of its first bar in the stacked arrays
-        *((name, kernel.RULES[name]) for name in kernel.RULES.names or ()),
         ("first", np.int64),  # first decision bar, in the stacked arrays
         ("end", np.int64),  # one past its last bar, in the stacked arrays
-        ("duration", np.float64),  # of a bar, ms
+        ("bar_ms", np.float64),
         ("cumulative_weight", np.float64),  # of drawing this market or one before it
         ("horizon", np.int64),  # 0: until the data ends
         ("random_start", np.bool_),
-        ("initial_equity", np.float64),
+        ("start_equity", np.float64),
         ("ruin_fraction", np.float64),
         ("reward_kind", np.int64),
         ("plain_reward", np.bool_),
@@ -78,25 +52,23 @@ TABLE = np.dtype(
         ("slippage_high", np.float64),
         ("latency_low", np.float64),
         ("latency_high", np.float64),
+        # Behind the rest: numba would take a record that begins like another one for it, with a warning.
+        *((name, kernel.RULES[name]) for name in kernel.RULES.names or ()),
     ],
     align=True,
 )
 
 GRID = np.dtype([("target", np.float64), ("allowed", np.int64)], align=True)
 
-# What a step returns: the record of the bar, then reward and flags. All float64, so a row is also a plain vector.
-OUTCOME_FIELDS = (*kernel.RECORD_FIELDS, "reward", "terminated", "truncated")
-OUTCOME = np.dtype([(name, np.float64) for name in OUTCOME_FIELDS])
-
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Markets stacked into the arrays the compiled loop reads. M markets, N bars in all, F features, A actions."""
+    """Markets stacked into the arrays the compiled loops read. M markets, N bars in all, F features, A actions."""
 
-    tables: Rows  # [M] TABLE
-    bars: Rows  # [N] BAR
+    tables: Array  # [M] TABLE
+    bars: Array  # [N] BAR
     features: NDArray[np.float32]  # [N, F]
-    grid: Rows  # [A] GRID
+    grid: Array  # [A] GRID
 
     @classmethod
     def build(cls, markets: Sequence[Market], config: MarketConfig) -> "Stack":
@@ -116,7 +88,7 @@ class Stack:
             row["offset"] = offset
             row["first"] = offset + market.first_decision
             row["end"] = offset + len(market)
-            row["duration"] = float(market.bar_ms)
+            row["bar_ms"] = float(market.bar_ms)
             row["cumulative_weight"] = weight
             offset += len(market)
         tables["cumulative_weight"][-1] = 1.0
@@ -126,6 +98,26 @@ class Stack:
             features=_one_array([market.features for market in markets]),
             grid=grid,
         )
+
+
+def new_blocks(count: int) -> NDArray[np.float64]:
+    """Memory for `count` environments: [ceil(count / LANES), BLOCK_SIZE]."""
+    return np.zeros((-(-count // LANES), BLOCK_SIZE))
+
+
+def as_rows(blocks: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The first `count` environments of blocks, one row each: [count, len(FIELDS)], a copy."""
+    by_lane = blocks.reshape(len(blocks), len(FIELDS), LANES).swapaxes(1, 2)
+    return by_lane.reshape(-1, len(FIELDS))[:count].copy()
+
+
+def from_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Blocks of the environments that `as_rows` wrote."""
+    blocks = new_blocks(len(rows))
+    by_lane = np.zeros((len(blocks) * LANES, len(FIELDS)))
+    by_lane[: len(rows)] = rows
+    blocks[:] = by_lane.reshape(len(blocks), LANES, len(FIELDS)).swapaxes(1, 2).reshape(len(blocks), -1)
+    return blocks
 
 
 def _one_array(parts: list[NDArray[Any]]) -> NDArray[Any]:
@@ -153,7 +145,7 @@ def _write_settings(row: Record, config: MarketConfig) -> None:
     episode, reward, randomisation = config.episode, config.reward, config.randomisation
     row["horizon"] = episode.horizon or 0
     row["random_start"] = episode.random_start
-    row["initial_equity"] = episode.initial_equity
+    row["start_equity"] = episode.initial_equity
     row["ruin_fraction"] = episode.ruin_fraction
     row["reward_kind"] = rewards.REWARD_KINDS[reward.kind]
     row["plain_reward"] = reward.kind == "log_return" and reward.variance_penalty == 0.0
@@ -171,50 +163,47 @@ def _write_settings(row: Record, config: MarketConfig) -> None:
     row["latency_low"], row["latency_high"] = randomisation.latency
 
 
-# --- the beginning of an episode ------------------------------------------------------------------------------------
+# --- the beginning of an episode -----------------------------------------------------------------------------------
 
 
 @compiled
-def reset_rows(
-    rows: Rows,
-    tables: Rows,
-    bars: Rows,
-    features: Rows,
-    grid: Rows,
+def reset_blocks(
+    blocks: Array,
+    count: int,
+    tables: Array,
+    bars: Array,
+    features: Array,
+    grid: Array,
     forced_dataset: int,
     forced_bar: int,
-    outcomes: Rows,
-    account_out: Rows,
-    window_out: Rows,
+    outcomes: Array,
+    account_out: Array,
+    window_out: Array,
 ) -> None:
-    """Begin the episode that each row's `episode` numbers. Arrays as in `step_rows`.
+    """Begin the episode that each environment's `episode` numbers. Arrays as in `step_blocks`.
 
     forced_dataset, forced_bar: take these instead of drawing them (-1: draw); the bar counts in the stacked arrays.
     """
-    for i in range(len(rows)):
-        _reset_row(rows, i, tables, bars, grid, forced_dataset, forced_bar, outcomes)
-        (
-            account_out[i, 0], account_out[i, 1], account_out[i, 2], account_out[i, 3],
-            account_out[i, 4], account_out[i, 5], account_out[i, 6], account_out[i, 7],
-        ) = kernel.observe_account(rows[i], tables[rows[i].dataset])  # fmt: skip
-    if window_out.shape[1] > 0:
-        _copy_windows(rows, features, window_out)
+    for block in range(len(blocks)):
+        s = blocks[block]
+        first = block * LANES
+        n = min(LANES, count - first)
+        for k in range(n):
+            _reset_lane(s, k, tables, bars, grid, forced_dataset, forced_bar)
+        kernel.observe_accounts(s, n, tables[0], account_out, first)
+        _report(s, n, outcomes, first)
+        _copy_windows(s, n, features, window_out, first)
 
 
-@compiled
-def _reset_row(
-    rows: Rows,
-    i: int,
-    tables: Rows,
-    bars: Rows,
-    grid: Rows,
-    forced_dataset: int,
-    forced_bar: int,
-    outcomes: Rows,
+@inlined
+def _reset_lane(
+    s: Block, k: int, tables: Array, bars: Array, grid: Array, forced_dataset: int, forced_bar: int
 ) -> None:
-    """Draw (or take) the market and the first bar of row i, open its account, and say that nothing happened yet."""
-    row, zero = rows[i], np.uint64(0)
-    word_0, word_1, word_2, _ = rng.words_at(row.env_seed, zero, row.episode, rng.EPISODE_BLOCK)
+    """Draw (or take) the market and the first bar of lane k, open its account, and say that nothing happened yet."""
+    zero = np.uint64(0)
+    seed = rng.join(s[at.env_seed_low + k], s[at.env_seed_high + k])
+    episode = np.uint64(np.int64(s[at.episode + k]))
+    word_0, word_1, word_2, _ = rng.words_at(seed, zero, episode, rng.EPISODE_BLOCK)
     dataset = forced_dataset
     if dataset < 0:
         dataset = 0
@@ -228,29 +217,55 @@ def _reset_row(
         # Starts leave room for the horizon where the data allow it, and for one step always.
         latest = max(table.first, last - max(table.horizon, 1))
         bar = table.first + np.int64(rng.uniform(word_1) * (latest - table.first + 1))
-    row.dataset = dataset
-    row.bar = bar
-    row.start = bar
-    row.stop = min(last, bar + table.horizon) if table.horizon > 0 else last
-    row.done = 0
-    row.sharpe_mean = 0.0
-    row.sharpe_mean_square = 0.0
-
-    kernel.open_account(row, rng.episode_seed(row.env_seed, row.episode), table.initial_equity)
     now = bars[bar]
-    row.mark_price = now.close
-    row.clock = now.timestamp + table.duration
-    row.sigma = now.sigma
-    row.median_volume = now.median_volume
+    kernel.open_account(s, k, rng.episode_seed(seed, episode), table.start_equity, table)
+    s[at.mark_price + k] = now.close
+    s[at.clock + k] = now.timestamp + table.bar_ms
+    s[at.sigma + k] = now.sigma
+    s[at.median_volume + k] = now.median_volume
     if table.randomise:
-        word_4, word_5, word_6, word_7 = rng.words_at(row.env_seed, zero, row.episode, rng.RANDOMISATION_BLOCK)
-        row.fee_factor = _between(table.fee_low, table.fee_high, word_4)
-        row.spread_factor = _between(table.spread_low, table.spread_high, word_5)
-        row.slippage_factor = _between(table.slippage_low, table.slippage_high, word_6)
-        row.latency_factor = _between(table.latency_low, table.latency_high, word_7)
+        word_4, word_5, word_6, word_7 = rng.words_at(seed, zero, episode, rng.RANDOMISATION_BLOCK)
+        fee_factor = _between(table.fee_low, table.fee_high, word_4)
+        s[at.taker_fee + k] *= fee_factor
+        s[at.maker_fee + k] *= fee_factor
+        s[at.half_spread + k] *= _between(table.spread_low, table.spread_high, word_5)
+        s[at.kappa + k] *= _between(table.slippage_low, table.slippage_high, word_6)
+        s[at.latency + k] *= _between(table.latency_low, table.latency_high, word_7)
         if table.random_exposure:
-            _hold_random_exposure(row, grid, rng.uniform(word_2))
-    _write_first_outcome(row, now.timestamp, row.bar - table.offset, outcomes[i])
+            _hold_random_exposure(s, k, grid, rng.uniform(word_2))
+
+    s[at.dataset + k] = dataset
+    s[at.bar + k] = bar
+    s[at.offset + k] = table.offset
+    s[at.start + k] = bar
+    s[at.stop + k] = min(last, bar + table.horizon) if table.horizon > 0 else last
+    s[at.done + k] = 0.0
+    s[at.was_done + k] = 0.0
+    s[at.sharpe_mean + k] = 0.0
+    s[at.sharpe_mean_square + k] = 0.0
+    s[at.t + k] = bar - table.offset
+    s[at.timestamp + k] = now.timestamp
+    s[at.duration + k] = table.bar_ms
+    s[at.qty_ordered + k] = 0.0
+    s[at.qty_filled + k] = 0.0
+    s[at.fill_price + k] = 0.0
+    s[at.arrival_price + k] = 0.0
+    s[at.filled + k] = 0.0
+    s[at.rejected + k] = 0.0
+    s[at.fee + k] = 0.0
+    s[at.slippage_cost + k] = 0.0
+    s[at.impact_cost + k] = 0.0
+    s[at.latency_pnl + k] = 0.0
+    s[at.gap_pnl + k] = 0.0
+    s[at.bar_pnl + k] = 0.0
+    s[at.funding + k] = 0.0
+    s[at.liquidation_cost + k] = 0.0
+    s[at.bad_debt + k] = 0.0
+    s[at.log_return + k] = 0.0
+    s[at.liquidated + k] = 0.0
+    s[at.reward + k] = 0.0
+    s[at.terminated + k] = 0.0
+    s[at.truncated + k] = 0.0
 
 
 @inlined
@@ -258,8 +273,8 @@ def _between(low: float, high: float, word: rng.Word) -> float:
     return low + (high - low) * rng.uniform(word)
 
 
-@compiled
-def _hold_random_exposure(row: Record, grid: Rows, u: float) -> None:
+@inlined
+def _hold_random_exposure(s: Block, k: int, grid: Array, u: float) -> None:
     """Start with the position of an allowed action, bought at the close without cost."""
     allowed = 0
     for action in range(len(grid)):
@@ -268,216 +283,190 @@ def _hold_random_exposure(row: Record, grid: Rows, u: float) -> None:
     for action in range(len(grid)):
         if grid[action].allowed:
             if chosen == 0:
-                row.target = grid[action].target
+                s[at.target + k] = grid[action].target
             chosen -= 1
-    row.units = row.target * row.equity / row.mark_price
-    row.cash = row.equity - row.units * row.mark_price
-    row.exposure = row.target
-    row.entry_price = row.mark_price
-    row.entry_sigma = row.sigma
-
-
-@compiled
-def _write_first_outcome(row: Record, timestamp: float, t: int, outcome: Record) -> None:
-    outcome.t = t
-    outcome.timestamp = timestamp
-    outcome.equity = row.equity
-    outcome.cash = row.cash
-    outcome.units = row.units
-    outcome.exposure = row.exposure
-    outcome.target = row.target
-    outcome.qty_ordered = 0.0
-    outcome.qty_filled = 0.0
-    outcome.fill_price = 0.0
-    outcome.arrival_price = 0.0
-    outcome.fill_fraction = 0.0
-    outcome.rejected = 0.0
-    outcome.fee = 0.0
-    outcome.slippage_cost = 0.0
-    outcome.impact_cost = 0.0
-    outcome.latency_pnl = 0.0
-    outcome.gap_pnl = 0.0
-    outcome.bar_pnl = 0.0
-    outcome.funding = 0.0
-    outcome.liquidation_cost = 0.0
-    outcome.bad_debt = 0.0
-    outcome.log_return = 0.0
-    outcome.drawdown = 0.0
-    outcome.liquidated = 0.0
-    outcome.reward = 0.0
-    outcome.terminated = 0.0
-    outcome.truncated = 0.0
+    target, price = s[at.target + k], s[at.mark_price + k]
+    s[at.units + k] = target * s[at.equity + k] / price
+    s[at.cash + k] = s[at.equity + k] - s[at.units + k] * price
+    s[at.exposure + k] = target
+    s[at.entry_price + k] = price
+    s[at.entry_sigma + k] = s[at.sigma + k]
 
 
 # --- a step --------------------------------------------------------------------------------------------------------
 
-# Rows are stepped in blocks that stay in the first-level cache, and the draws of a block are made together, in loops
-# that vectorise. The loops over rows pass rows, never arrays, to the functions they call: an array argument costs an
-# atomic reference count, which per row would be a third of the time. Indices are unsigned, which spares the check for
-# negative ones.
-BLOCK = 128
-_SMALLEST_VECTOR = 8  # fewer draws than this are made one by one
-
 
 @compiled
-def step_rows(
-    rows: Rows,
-    tables: Rows,
-    bars: Rows,
-    features: Rows,
-    grid: Rows,
-    actions: Rows,
-    explicit: bool,
-    outcomes: Rows,
-    account_out: Rows,
-    window_out: Rows,
+def step_blocks(
+    blocks: Array,
+    count: int,
+    tables: Array,
+    bars: Array,
+    features: Array,
+    grid: Array,
+    actions: Array,
+    outcomes: Array,
+    account_out: Array,
+    window_out: Array,
 ) -> int:
-    """Step every row by its action; a row that was done begins its next episode instead (next-step autoreset).
+    """Step every environment by its action; one that was done begins its next episode instead (next-step autoreset).
 
-    rows: [B] ROW. actions: [B] int64. explicit: take the draws that stand in the rows instead of the addressed ones.
-    Outputs: outcomes [B] OUTCOME, account_out [B, 8] float32, window_out [B, T, F] float32 (T = 0: no windows).
-    Returns -1, or the first row whose action is out of range or masked; then nothing was changed.
+    blocks: of the first `count` environments. actions: [count] int64. Outputs: outcomes [28, count] float64 in the
+    order of `OUTCOME_FIELDS`, account_out [count, 8] float32, window_out [count, T, F] float32 (T = 0: no windows).
+    Returns -1, or the first environment whose action is out of range or masked; then nothing was changed.
     """
-    batch = len(actions)
-    for i in range(batch):
+    for i in range(count):
         action = actions[i]
-        if action < 0 or action >= len(grid) or not (grid[action].allowed or rows[i].done):
+        if action < 0 or action >= len(grid):
             return i
-    order = np.empty(BLOCK, np.uint64)
-    vector = BLOCK if batch >= _SMALLEST_VECTOR else 0
-    words = np.empty((7, vector), np.uint64)
-    normals = np.empty((2, 2 * vector), np.float64)
-    tails = np.empty(2 * vector, np.int64)
-    for block in range(0, batch, BLOCK):
-        first, last = np.uint64(block), np.uint64(min(block + BLOCK, batch))
-
-        # Decide. `order` lists rows with an order from its front and rows without from its back, so that the branches
-        # that depend on it are easy to predict.
-        with_order, idle = np.uint64(0), last - first
-        for i in range(first, last):
-            row = rows[i]
-            if row.done:
-                row.episode += np.uint64(1)
-                _reset_row(rows, i, tables, bars, grid, -1, -1, outcomes)
-            else:
-                now, target = bars[np.uint64(row.bar)], grid[np.uint64(actions[i])].target
-                kernel.order_exposure(row, tables[np.uint64(row.dataset)], target, now.sigma, now.median_volume)
-                places = np.uint64(row.order_quantity != 0.0)
-                idle -= np.uint64(1) - places
-                order[with_order if places else idle] = i
-                with_order += places
-
-        if not explicit:
-            _draw_fills(rows, tables, bars, order, with_order, words, normals, tails)
-
-        # Fill, mark, judge.
-        for k in range(last - first):
-            if with_order <= k < idle:
-                continue
-            i = order[k]
-            row, outcome = rows[i], outcomes[i]
-            table = tables[np.uint64(row.dataset)]
-            before, bar = bars[np.uint64(row.bar)], bars[np.uint64(row.bar + 1)]
-            kernel.advance(
-                row, table, bar.timestamp, bar.open, bar.high, bar.low, bar.close, bar.volume, table.duration, row,
-                outcome,
-            )  # fmt: skip
-            row.bar += 1
-            ruined = outcome.liquidated > 0.0 or row.equity <= table.ruin_fraction * row.initial_equity
-            at_end = row.bar >= row.stop
-            row.done = 1 if ruined or at_end else 0
-            outcome.t = row.bar - table.offset
-            outcome.reward = _reward(row, table, outcome.log_return, before.close, bar.close, ruined)
-            outcome.terminated = 1.0 if ruined else 0.0
-            outcome.truncated = 1.0 if at_end and not ruined else 0.0
-
-        for i in range(first, last):
-            (
-                account_out[i, 0], account_out[i, 1], account_out[i, 2], account_out[i, 3],
-                account_out[i, 4], account_out[i, 5], account_out[i, 6], account_out[i, 7],
-            ) = kernel.observe_account(rows[i], tables[np.uint64(rows[i].dataset)])  # fmt: skip
-    if window_out.shape[1] > 0:
-        _copy_windows(rows, features, window_out)
+        if not grid[action].allowed and blocks[i // LANES, at.done + i % LANES] == 0.0:
+            return i
+    for block in range(len(blocks)):
+        s = blocks[block]
+        first = block * LANES
+        n = min(LANES, count - first)
+        for k in range(n):
+            s[at.target + k] = grid[actions[first + k]].target
+        _step_block(s, n, tables, bars, grid, False)
+        kernel.observe_accounts(s, n, tables[0], account_out, first)
+        _report(s, n, outcomes, first)
+        _copy_windows(s, n, features, window_out, first)
     return -1
 
 
 @compiled
-def _draw_fills(
-    rows: Rows, tables: Rows, bars: Rows, order: Rows, count: np.uint64, words: Rows, normals: Rows, tails: Rows
-) -> None:
-    """`kernel.draw_fill` for the rows order[:count], many at a time. words, normals, tails: memory to work in."""
-    if count < _SMALLEST_VECTOR:
-        for k in range(count):
-            row = rows[order[k]]
-            kernel.draw_fill(row, tables[np.uint64(row.dataset)], bars[np.uint64(row.bar + 1)].timestamp, row)
-        return
-    seeds, instruments, addresses = words[0], words[1], words[2]
-    for k in range(count):
-        row = rows[order[k]]
-        seeds[k] = row.seed
-        instruments[k] = tables[np.uint64(row.dataset)].instrument
-        addresses[k] = np.uint64(np.int64(bars[np.uint64(row.bar + 1)].timestamp))
-    reject, partial, arrival, spread = words[3], words[4], words[5], words[6]
-    for k in range(count):
-        reject[k], partial[k], arrival[k], spread[k] = rng.words_at(
-            seeds[k], instruments[k], addresses[k], rng.FILL_BLOCK
-        )
-    uniforms, quantiles = normals[0], normals[1]
-    for k in range(count):
-        uniforms[k] = rng.uniform(arrival[k])
-    for k in range(count):
-        uniforms[count + k] = rng.uniform(spread[k])
-    rng.normals(uniforms, int(count + count), tails, quantiles)
-    for k in range(count):
-        row = rows[order[k]]
-        row.reject_u = rng.uniform(reject[k])
-        row.partial_u = rng.uniform(partial[k])
-        row.arrival_z = quantiles[k]
-        row.spread_z = quantiles[count + k]
-        kernel.draw_rare(row, tables[np.uint64(row.dataset)], bars[np.uint64(row.bar + 1)].timestamp, row)
+def step_one(
+    s: Block, tables: Array, bars: Array, features: Array, grid: Array, action: int, explicit: bool,
+    account_out: Array, window_out: Array,
+) -> tuple[Any, ...]:  # fmt: skip
+    """Step the environment in lane 0 by an allowed action; returns its outcome in the order of `OUTCOME_FIELDS`.
+
+    Numbers, except t and timestamp (integers), rejected, liquidated, terminated and truncated (booleans).
+    explicit: take the draws that stand in the lane. account_out: [1, 8], window_out: [T, F]; both float32.
+    """
+    s[at.target] = grid[action].target
+    _step_block(s, 1, tables, bars, grid, explicit)
+    kernel.observe_accounts(s, 1, tables[0], account_out, 0)
+    _copy_window(features, s[at.bar], window_out)
+    return (
+        np.int64(s[at.t]), np.int64(s[at.timestamp]), s[at.equity], s[at.cash], s[at.units], s[at.exposure],
+        s[at.target], s[at.qty_ordered], s[at.qty_filled], s[at.fill_price], s[at.arrival_price], s[at.filled],
+        s[at.rejected] > 0.0, s[at.fee], s[at.slippage_cost], s[at.impact_cost], s[at.latency_pnl], s[at.gap_pnl],
+        s[at.bar_pnl], s[at.funding], s[at.liquidation_cost], s[at.bad_debt], s[at.log_return], s[at.drawdown],
+        s[at.liquidated] > 0.0, s[at.reward], s[at.terminated] > 0.0, s[at.truncated] > 0.0,
+    )  # fmt: skip
 
 
 @inlined
-def _reward(row: Record, table: Record, log_return: float, close_before: float, close: float, ruined: bool) -> float:
-    """Reward of the bar that led to the last mark. log_return: of the account; the closes are the instrument's."""
-    floor = table.ruin_fraction * row.initial_equity
-    if row.equity < floor:
-        log_return = rewards.floored_log_return(row.equity, row.previous_equity, floor)
-    scaled = table.reward_scale * log_return
-    base = scaled
-    if table.reward_kind == rewards.EXCESS_LOG_RETURN:
-        base = scaled - table.reward_scale * math.log(close / close_before)
-    elif table.reward_kind == rewards.DIFFERENTIAL_SHARPE:
-        mean, mean_square = row.sharpe_mean, row.sharpe_mean_square
-        base = rewards.differential_sharpe(mean, mean_square, log_return)
-        row.sharpe_mean = mean + table.sharpe_rate * (log_return - mean)
-        row.sharpe_mean_square = mean_square + table.sharpe_rate * (log_return * log_return - mean_square)
-    return rewards.shape(
-        base, scaled, max(row.drawdown - row.previous_drawdown, 0.0), ruined, table.plain_reward,
-        table.reward_scale, table.reward_clip, table.ruin_penalty, table.drawdown_penalty, table.variance_penalty,
-    )  # fmt: skip
+def _step_block(s: Block, n: int, tables: Array, bars: Array, grid: Array, explicit: bool) -> None:
+    """One step of n environments whose `target` is decided. explicit: take the draws in the lanes as they are."""
+    rules = tables[0]  # what differs between markets stands in the lanes
+    resets = 0
+    for k in range(n):
+        here, done = s[at.bar + k], s[at.done + k]
+        # An environment that was done stands on its last bar: it goes through that bar again, and is then reset.
+        s[at.was_done + k] = done
+        resets += done > 0.0
+        now, bar = bars[np.uint64(np.int64(here))], bars[np.uint64(np.int64(here + 1.0 - done))]
+        s[at.sigma + k] = now.sigma
+        s[at.median_volume + k] = now.median_volume
+        s[at.timestamp + k] = bar.timestamp
+        s[at.open + k] = bar.open
+        s[at.high + k] = bar.high
+        s[at.low + k] = bar.low
+        s[at.close + k] = bar.close
+        s[at.volume + k] = bar.volume
+    kernel.order_exposures(s, n, rules)
+    if not explicit and kernel.any_orders(s, n):
+        kernel.draw(s, n, rules)
+    kernel.advance(s, n, rules)
+    _judge(s, n, rules)
+    if resets > 0:
+        for k in range(n):
+            if s[at.was_done + k] > 0.0:
+                s[at.episode + k] += 1.0
+                _reset_lane(s, k, tables, bars, grid, -1, -1)
+
+
+@inlined
+def _judge(s: Block, n: int, settings: Record) -> None:
+    """Reward, termination and truncation of the bar that the environments have just been through."""
+    ruin_fraction, kind, plain = settings.ruin_fraction, settings.reward_kind, settings.plain_reward
+    scale, clip, ruin_penalty = settings.reward_scale, settings.reward_clip, settings.ruin_penalty
+    drawdown_penalty, variance_penalty = settings.drawdown_penalty, settings.variance_penalty
+    for k in range(n):
+        floor = ruin_fraction * s[at.initial_equity + k]
+        ruined = (s[at.liquidated + k] > 0.0) | (s[at.equity + k] <= floor)
+        s[at.bar + k] += 1.0
+        s[at.t + k] = s[at.bar + k] - s[at.offset + k]
+        at_end = s[at.bar + k] >= s[at.stop + k]
+        s[at.terminated + k] = 1.0 if ruined else 0.0
+        s[at.truncated + k] = 1.0 if at_end & (not ruined) else 0.0
+        s[at.done + k] = 1.0 if ruined | at_end else 0.0
+        s[at.scratch + k] = s[at.log_return + k]
+    for k in range(n):
+        floor = ruin_fraction * s[at.initial_equity + k]
+        if s[at.equity + k] < floor:  # rare: the reward's logarithm has its own floor
+            s[at.scratch + k] = math.log(max(s[at.equity + k], floor) / max(s[at.previous_equity + k], floor))
+    if kind == rewards.EXCESS_LOG_RETURN:
+        for k in range(n):
+            held = math.log(s[at.mark_price + k] / s[at.previous_mark_price + k])
+            s[at.scratch_too + k] = scale * s[at.scratch + k] - scale * held
+    elif kind == rewards.DIFFERENTIAL_SHARPE:
+        rate = settings.sharpe_rate
+        for k in range(n):
+            mean, mean_square, log_return = s[at.sharpe_mean + k], s[at.sharpe_mean_square + k], s[at.scratch + k]
+            s[at.scratch_too + k] = rewards.differential_sharpe(mean, mean_square, log_return)
+            s[at.sharpe_mean + k] = mean + rate * (log_return - mean)
+            s[at.sharpe_mean_square + k] = mean_square + rate * (log_return * log_return - mean_square)
+    else:
+        for k in range(n):
+            s[at.scratch_too + k] = scale * s[at.scratch + k]
+    for k in range(n):
+        rise = max(s[at.drawdown + k] - s[at.previous_drawdown + k], 0.0)
+        s[at.reward + k] = rewards.shape(
+            s[at.scratch_too + k], scale * s[at.scratch + k], rise, s[at.terminated + k] > 0.0, plain, scale, clip,
+            ruin_penalty, drawdown_penalty, variance_penalty,
+        )  # fmt: skip
+
+
+@inlined
+def _report(s: Block, n: int, outcomes: Array, first: int) -> None:
+    """outcomes[:, first : first + n] = what happened, in the order of `OUTCOME_FIELDS`."""
+    begin = np.uint64(first)  # unsigned indices spare a check for negative ones, and with it the loop stays a copy
+    for j in range(len(OUTCOME_AT)):
+        place = np.uint64(OUTCOME_AT[j])
+        for k in range(n):
+            outcomes[j, begin + np.uint64(k)] = s[place + np.uint64(k)]
 
 
 # --- observations --------------------------------------------------------------------------------------------------
 
 
-@compiled
-def _copy_windows(rows: Rows, features: Rows, window_out: Rows) -> None:
-    """window_out[i] [T, F] = the window that ends at the bar where row i stands."""
-    length, width = window_out.shape[1], window_out.shape[2]
-    for i in range(len(rows)):
-        first = rows[i].bar - length + 1
-        for k in range(length):
-            for f in range(width):
-                window_out[i, k, f] = features[first + k, f]
+@inlined
+def _copy_windows(s: Block, n: int, features: Array, out: Array, first: int) -> None:
+    """out[first + k] [T, F] = the window that ends at the bar where environment k stands. T = 0: nothing."""
+    for k in range(n):
+        _copy_window(features, s[at.bar + k], out[np.uint64(first + k)])
+
+
+@inlined
+def _copy_window(features: Array, bar: float, out: Array) -> None:
+    """out [T, F] = the rows of `features` that end at `bar`, inclusive."""
+    begin = np.uint64(np.int64(bar) - out.shape[0] + 1)
+    for row in range(out.shape[0]):
+        for f in range(out.shape[1]):
+            out[row, f] = features[begin + np.uint64(row), f]
 
 
 @compiled
-def gather_windows(features: Rows, ends: Rows, out: Rows) -> None:
+def gather_windows(features: Array, ends: Array, out: Array) -> None:
     """out[i] = the window of `features` that ends at ends[i], inclusive. ends: [B], out: [B, T, F]."""
-    length, width = out.shape[1], out.shape[2]
     for i in range(len(ends)):
-        first = ends[i] - length + 1
-        for k in range(length):
-            for f in range(width):
-                out[i, k, f] = features[first + k, f]
+        _copy_window(features, ends[i], out[i])
+
+
+__all__ = [
+    "OUTCOME_FIELDS", "Stack", "as_rows", "from_rows", "gather_windows", "new_blocks", "reset_blocks", "step_blocks",
+    "step_one",
+]  # fmt: skip

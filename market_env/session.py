@@ -14,13 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.bars import Bars
-from market_env import kernel, rng
+from market_env import kernel, layout, rng
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.instrument import Instrument
+from market_env.layout import at
 from market_env.market import Market
 
 STATE_SCHEMA = 1
+_OUTCOME_PLACES = np.array(layout.OUTCOME_AT)
+_INTEGER_COLUMNS = tuple(layout.OUTCOME_FIELDS.index(name) for name in ("t", "timestamp"))
+_BOOLEAN_COLUMNS = tuple(
+    layout.OUTCOME_FIELDS.index(name) for name in ("rejected", "liquidated", "terminated", "truncated")
+)
 
 
 class BarInput(NamedTuple):
@@ -96,19 +102,29 @@ class BarRecord:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def read_record(values: Sequence[float], instrument: str, action_mask: NDArray[np.bool_]) -> dict[str, Any]:
-    """A RECORD row (numbers in the order of `kernel.RECORD_FIELDS`; more may follow) as an `info` dictionary.
+def typed_outcome(values: Sequence[float]) -> list[Any]:
+    """An outcome of plain numbers (in the order of `OUTCOME_FIELDS`) with integers and booleans where they belong."""
+    outcome: list[Any] = list(values)
+    for column in _INTEGER_COLUMNS:
+        outcome[column] = int(outcome[column])
+    for column in _BOOLEAN_COLUMNS:
+        outcome[column] = outcome[column] > 0.0
+    return outcome
+
+
+def read_outcome(outcome: Sequence[Any], instrument: str, action_mask: NDArray[np.bool_]) -> dict[str, Any]:
+    """The record in a typed outcome (in the order of `OUTCOME_FIELDS`) as an `info` dictionary.
 
     Written out because it is a third of the time of a single environment's step: a display is built in one go.
     """
     (
         t, timestamp, equity, cash, units, exposure, target, qty_ordered, qty_filled, fill_price, arrival_price,
         fill_fraction, rejected, fee, slippage_cost, impact_cost, latency_pnl, gap_pnl, bar_pnl, funding,
-        liquidation_cost, bad_debt, log_return, drawdown, liquidated, *_,
-    ) = values  # fmt: skip
+        liquidation_cost, bad_debt, log_return, drawdown, liquidated, _reward, _terminated, _truncated,
+    ) = outcome  # fmt: skip
     return {
-        "t": int(t),
-        "timestamp": int(timestamp),
+        "t": t,
+        "timestamp": timestamp,
         "instrument": instrument,
         "equity": equity,
         "cash": cash,
@@ -120,7 +136,7 @@ def read_record(values: Sequence[float], instrument: str, action_mask: NDArray[n
         "fill_price": fill_price,
         "arrival_price": arrival_price,
         "fill_fraction": fill_fraction,
-        "rejected": rejected > 0.0,
+        "rejected": rejected,
         "fee": fee,
         "slippage_cost": slippage_cost,
         "impact_cost": impact_cost,
@@ -132,7 +148,7 @@ def read_record(values: Sequence[float], instrument: str, action_mask: NDArray[n
         "bad_debt": bad_debt,
         "log_return": log_return,
         "drawdown": drawdown,
-        "liquidated": liquidated > 0.0,
+        "liquidated": liquidated,
         "action_mask": action_mask,
     }
 
@@ -154,12 +170,9 @@ class TradingSession:
         self.seed = rng.seed_key(seed)
         self._grid = ActionGrid.build(config.actions)
         self._rules = kernel.rules_for(config, instrument)
-        self._account = np.zeros(1, dtype=kernel.ACCOUNT)
-        self._record = np.zeros(1, dtype=kernel.RECORD)
-        self._draws = np.zeros(1, dtype=kernel.DRAWS)
-        self._values = self._record.view(np.float64)
+        self._block = layout.new_block()
         self._bars_seen = 0
-        kernel.open_accounts(self._account, np.uint64(self.seed), initial_equity)
+        kernel.open_lane(self._block, 0, np.uint64(self.seed), initial_equity, self._rules)
 
     # --- the two verbs ---------------------------------------------------------------------------------------------
 
@@ -169,15 +182,14 @@ class TradingSession:
         Raises ValueError for a bar that is not finite, positive and ordered, or not after the last one.
         """
         self._check_bar(bar)
+        self._block[at.t] = self._bars_seen
         kernel.advance_one(
-            self._account, self._rules, float(bar.timestamp), bar.open, bar.high, bar.low, bar.close, bar.volume,
-            float(bar.duration_ms), self._draws, self._record,
+            self._block, float(bar.timestamp), bar.open, bar.high, bar.low, bar.close, bar.volume,
+            float(bar.duration_ms), self._rules,
         )  # fmt: skip
-        self._record[0]["t"] = self._bars_seen
         self._bars_seen += 1
-        return BarRecord(
-            **read_record(self._values.tolist(), self.instrument.symbol, self._grid.mask),
-        )
+        outcome = typed_outcome(self._block[_OUTCOME_PLACES].tolist())
+        return BarRecord(**read_outcome(outcome, self.instrument.symbol, self._grid.mask))
 
     def submit(self, target: float, *, sigma: float, median_volume: float) -> Order:
         """Decide on the last close: make `target` exposure (position value / equity) the pending order.
@@ -198,14 +210,13 @@ class TradingSession:
             raise ValueError(f"{self.instrument.symbol}: sigma must be a positive number, got {sigma!r}")
         if not (math.isfinite(median_volume) and median_volume >= 0.0):
             raise ValueError(f"{self.instrument.symbol}: median_volume must be >= 0, got {median_volume!r}")
-        kernel.order_exposure_one(self._account, self._rules, float(target), float(sigma), float(median_volume))
-        row = self._account[0]
+        kernel.order_one(self._block, float(target), float(sigma), float(median_volume), self._rules)
         return Order(
             target=float(target),
-            quantity=float(row["order_quantity"]),
-            limit_price=float(row["order_limit"]),
-            decided_at=int(row["clock"]),
-            mark_price=float(row["mark_price"]),
+            quantity=float(self._block[at.order_quantity]),
+            limit_price=float(self._block[at.order_limit]),
+            decided_at=int(self._block[at.clock]),
+            mark_price=float(self._block[at.mark_price]),
         )
 
     # --- what it knows ---------------------------------------------------------------------------------------------
@@ -213,28 +224,28 @@ class TradingSession:
     def account_observation(self) -> NDArray[np.float32]:
         """The account as the agent sees it: [8] float32 within +-5 (`kernel.ACCOUNT_FEATURES`)."""
         out: NDArray[np.float32] = np.empty((1, len(kernel.ACCOUNT_FEATURES)), dtype=np.float32)
-        kernel.observe_one(self._account, self._rules, out)
+        kernel.observe_one(self._block, self._rules, out)
         return out.reshape(-1)
 
     @property
     def equity(self) -> float:
         """Equity at the last mark, quote currency."""
-        return float(self._account[0]["equity"])
+        return float(self._block[at.equity])
 
     @property
     def cash(self) -> float:
         """Cash, quote currency."""
-        return float(self._account[0]["cash"])
+        return float(self._block[at.cash])
 
     @property
     def units(self) -> float:
         """Position, signed units."""
-        return float(self._account[0]["units"])
+        return float(self._block[at.units])
 
     @property
     def exposure(self) -> float:
         """Position value / equity at the last mark."""
-        return float(self._account[0]["exposure"])
+        return float(self._block[at.exposure])
 
     @property
     def ruined(self) -> bool:
@@ -245,13 +256,11 @@ class TradingSession:
 
     def get_state(self) -> dict[str, Any]:
         """Everything the session remembers, as plain numbers: JSON and back restores it to the last bit."""
-        row = self._account[0]
-        account = {name: row[name].item() for name in kernel.ACCOUNT.names or ()}
         return {
             "schema": STATE_SCHEMA,
             "symbol": self.instrument.symbol,
             "bars_seen": self._bars_seen,
-            "account": account,
+            "account": layout.read_lane(self._block, layout.ACCOUNT_FIELDS),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -260,7 +269,7 @@ class TradingSession:
             if state.get(name) != expected:
                 raise ValueError(f"session state: {name} must be {expected!r}, found {state.get(name)!r}")
         account = state["account"]
-        names = set(kernel.ACCOUNT.names or ())
+        names = set(layout.ACCOUNT_FIELDS)
         if set(account) != names:
             raise ValueError(
                 f"session state: account fields differ from this version: missing {sorted(names - set(account))}, "
@@ -269,13 +278,8 @@ class TradingSession:
         for name, value in account.items():
             if not math.isfinite(value):
                 raise ValueError(f"session state: account.{name} must be finite, found {value!r}")
-            self._account[0][name] = value
+        layout.write_lane(self._block, account)
         self._bars_seen = int(state["bars_seen"])
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore after pickling or copying, which part a view from the memory it looks at."""
-        self.__dict__.update(state)
-        self._values = self._record.view(np.float64)
 
     def _check_bar(self, bar: BarInput) -> None:
         symbol = self.instrument.symbol
@@ -293,7 +297,7 @@ class TradingSession:
             raise ValueError(f"{where}: volume must be >= 0, got {bar.volume!r}")
         if bar.duration_ms <= 0:
             raise ValueError(f"{where}: duration_ms must be positive, got {bar.duration_ms!r}")
-        clock = int(self._account[0]["clock"])
+        clock = int(self._block[at.clock])
         if self._bars_seen and bar.timestamp < clock:
             raise ValueError(f"{where}: bars must follow each other; the last one closed at {clock}")
 
@@ -359,25 +363,23 @@ def run_targets(
 
     equity = config.episode.initial_equity if initial_equity is None else initial_equity
     keys = np.array([rng.seed_key(seed) for seed in seeds], dtype=np.uint64)
-    accounts = np.zeros(len(keys), dtype=kernel.ACCOUNT)
-    for row, key in enumerate(keys):
-        kernel.open_accounts(accounts[row : row + 1], key, equity)
-    record = np.zeros(1, dtype=kernel.RECORD)
-    field_numbers = np.array([kernel.RECORD_FIELDS.index(name) for name in columns], dtype=np.int64)
+    rules = kernel.rules_for(config, market.instrument)
+    blocks = np.zeros((-(-len(keys) // layout.LANES), layout.BLOCK_SIZE))
+    for i, key in enumerate(keys):
+        block, lane = divmod(i, layout.LANES)
+        kernel.open_lane(blocks[block], lane, key, equity, rules)
     ledger = np.empty((len(columns), len(keys), stop - start))
     kernel.run_series(
-        accounts,
-        kernel.rules_for(config, market.instrument),
+        blocks,
+        len(keys),
+        rules,
         market.bar_rows,
         float(market.bar_ms),
         targets,
         kernel.SIZINGS[sizing],
         start,
         stop,
-        np.zeros(1, dtype=kernel.DRAWS),
-        record,
-        record.view(np.float64),
-        field_numbers,
+        kernel.record_places(tuple(columns)),
         ledger,
     )
     return Ledger(

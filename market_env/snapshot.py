@@ -5,7 +5,6 @@ The numbers the agent sees still come from the kernel, so that both are the same
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,8 @@ from market_env import kernel
 from market_env._compile import compiled
 from market_env.config import MarketConfig
 from market_env.instrument import Instrument
+from market_env.kernel import Array
+from market_env.layout import Block, at, new_block
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,13 +65,13 @@ class AccountObserver:
 
     def __init__(self, config: MarketConfig, instrument: Instrument) -> None:
         self._rules = kernel.rules_for(config, instrument)
-        self._account: np.ndarray[Any, Any] = np.zeros(1, dtype=kernel.ACCOUNT)
+        self._block = new_block()
 
     def observe(self, snapshot: AccountSnapshot) -> NDArray[np.float32]:
         """[8] float32 within +-5, see `kernel.ACCOUNT_FEATURES`."""
         out: NDArray[np.float32] = np.empty((1, self.size), dtype=np.float32)
         _observe(
-            self._account,
+            self._block,
             self._rules,
             snapshot.exposure,
             snapshot.price,
@@ -89,8 +90,8 @@ class AccountObserver:
 
 @compiled
 def _observe(
-    accounts: np.ndarray[Any, Any],
-    rules: np.ndarray[Any, Any],
+    s: Block,
+    rules: Array,
     exposure: float,
     price: float,
     equity: float,
@@ -101,21 +102,21 @@ def _observe(
     bars_held: float,
     target: float,
     fill_fraction: float,
-    out: np.ndarray[Any, Any],
+    out: Array,
 ) -> None:
     """Mark a cash account, then let it hold the position, as an episode that begins with one does."""
-    account = accounts[0]
-    kernel.open_account(account, np.uint64(0), initial_equity)
-    account.cash = equity
-    account.peak_equity = peak_equity
-    kernel.mark(account, price, 0.0)
-    account.target = target
-    account.fill_fraction = fill_fraction
+    kernel.open_account(s, 0, np.uint64(0), initial_equity, rules[0])
+    s[at.cash] = equity
+    s[at.peak_equity] = peak_equity
+    s[at.close] = price
+    kernel.mark(s, 1)
+    s[at.target] = target
+    s[at.fill_fraction] = fill_fraction
     if exposure != 0.0:
-        account.units = exposure * equity / price
-        account.cash = equity - account.units * price
-        account.exposure = exposure
-        account.entry_price = entry_price
-        account.entry_sigma = entry_volatility
-        account.bars_held = bars_held
-    kernel.observe_one(accounts, rules, out)
+        s[at.units] = exposure * equity / price
+        s[at.cash] = equity - s[at.units] * price
+        s[at.exposure] = exposure
+        s[at.entry_price] = entry_price
+        s[at.entry_sigma] = entry_volatility
+        s[at.bars_held] = bars_held
+    kernel.observe_accounts(s, 1, rules[0], out, 0)

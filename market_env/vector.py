@@ -22,6 +22,7 @@ from market_env import kernel, rng, rows
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.env import wrong_action_message
+from market_env.layout import FIELDS, LANES, at
 from market_env.market import Market
 from market_env.observation import ObservationBuilder
 
@@ -29,7 +30,10 @@ Observations = dict[str, NDArray[Any]]
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
-_COLUMN = {name: column for column, name in enumerate(rows.OUTCOME_FIELDS)}
+_T, _TIMESTAMP, _REJECTED, _LIQUIDATED, _REWARD, _TERMINATED, _TRUNCATED = (
+    rows.OUTCOME_FIELDS.index(name)
+    for name in ("t", "timestamp", "rejected", "liquidated", "reward", "terminated", "truncated")
+)
 
 
 class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
@@ -75,7 +79,9 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._window_shape = (num_envs, self._builder.length if obs_mode == "window" else 0, num_features)
         self._buffers: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-        self._rows: np.ndarray[Any, Any] = np.zeros(num_envs, dtype=rows.ROW)
+        self._blocks = rows.new_blocks(num_envs)
+        # Columns beyond num_envs stay unused: rows a power of two apart would fall on the same lines of the cache.
+        self._outcome_width = num_envs + 8
         self._seed = None if seed is None else rng.seed_key(seed)
         self._began = False
         self._symbols = np.array([market.symbol for market in self.markets])
@@ -83,8 +89,12 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         # Every environment has every key, which Gymnasium's convention wants said in a mask per key.
         present = np.ones(num_envs, dtype=np.bool_)
         present.setflags(write=False)
-        self._info_names = (*kernel.RECORD_FIELDS, "instrument", "action_mask")
-        self._info_template: dict[str, Any] = {f"_{name}": present for name in self._info_names}
+        names = (*kernel.RECORD_FIELDS, "instrument", "action_mask")
+        self._info_masks: dict[str, Any] = {f"_{name}": present for name in names}
+        self._only: NDArray[Any] | None = None  # everyone's instrument, where there is one market
+        if len(self.markets) == 1:
+            self._only = np.repeat(self._symbols, num_envs)
+            self._only.setflags(write=False)
 
     # --- Gymnasium -------------------------------------------------------------------------------------------------
 
@@ -100,19 +110,22 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         if seed is None and not self._began:
             seed = self._seed if self._seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
         if seed is not None:
-            self._rows["env_seed"] = rng.seed_keys(seed, self.num_envs)
-            self._rows["episode"] = 0
+            seeds = rng.seed_keys(seed, self.num_envs)
+            self._set("env_seed_low", seeds & np.uint64(0xFFFFFFFF))
+            self._set("env_seed_high", seeds >> np.uint64(32))
+            self._set("episode", np.zeros(self.num_envs))
         else:
-            self._rows["episode"] += np.uint64(1)
+            self._set("episode", self._get("episode") + 1.0)
         self._began = True
-        outcomes: np.ndarray[Any, Any] = np.empty(self.num_envs, dtype=rows.OUTCOME)
+        outcomes = np.empty((len(rows.OUTCOME_FIELDS), self._outcome_width))
         account, window = self._observation_arrays()
         stack = self._stack
-        rows.reset_rows(
-            self._rows, stack.tables, stack.bars, stack.features, stack.grid, -1, -1, outcomes, account, window
-        )
-        values = outcomes.view(np.float64).reshape(self.num_envs, -1)
-        return self._observations(account, window, values), self._infos(values)
+        rows.reset_blocks(
+            self._blocks, self.num_envs, stack.tables, stack.bars, stack.features, stack.grid, -1, -1, outcomes,
+            account, window,
+        )  # fmt: skip
+        outcomes = outcomes[:, : self.num_envs]
+        return self._observations(account, window, outcomes), self._infos(outcomes)
 
     def step(self, actions: NDArray[Any]) -> tuple[Observations, Floats, Flags, Flags, dict[str, Any]]:
         """Step every environment by its action, or begin its next episode if the last one has ended.
@@ -126,23 +139,23 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
             raise ValueError(
                 f"actions must be {self.num_envs} integers, got shape {chosen.shape} of type {chosen.dtype}"
             )
-        outcomes: np.ndarray[Any, Any] = np.empty(self.num_envs, dtype=rows.OUTCOME)
+        outcomes = np.empty((len(rows.OUTCOME_FIELDS), self._outcome_width))
         account, window = self._observation_arrays()
         stack = self._stack
-        wrong = rows.step_rows(
-            self._rows, stack.tables, stack.bars, stack.features, stack.grid,
-            np.ascontiguousarray(chosen, dtype=np.int64), False, outcomes, account, window,
+        wrong = rows.step_blocks(
+            self._blocks, self.num_envs, stack.tables, stack.bars, stack.features, stack.grid,
+            np.ascontiguousarray(chosen, dtype=np.int64), outcomes, account, window,
         )  # fmt: skip
         if wrong >= 0:
-            where = f"environment {wrong} ({self._symbols[self._rows['dataset'][wrong]]})"
+            where = f"environment {wrong} ({self._symbols[self._datasets()[wrong]]})"
             raise ValueError(wrong_action_message(chosen[wrong].item(), self.grid, where))
-        values = outcomes.view(np.float64).reshape(self.num_envs, -1)
+        outcomes = outcomes[:, : self.num_envs]
         return (
-            self._observations(account, window, values),
-            values[:, _COLUMN["reward"]].copy(),
-            values[:, _COLUMN["terminated"]] > 0.0,
-            values[:, _COLUMN["truncated"]] > 0.0,
-            self._infos(values),
+            self._observations(account, window, outcomes),
+            outcomes[_REWARD],
+            outcomes[_TERMINATED] > 0.0,
+            outcomes[_TRUNCATED] > 0.0,
+            self._infos(outcomes),
         )
 
     # --- more than Gymnasium asks for ------------------------------------------------------------------------------
@@ -174,20 +187,19 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         windows = self._builder.windows(self._stack.features, offset + t)
         return {"window": windows.reshape(*lead, *windows.shape[1:]), "account": account}
 
-    def get_state(self) -> np.ndarray[Any, Any]:
-        """Everything the environments remember: a structured array of `rows.ROW`, one row each (a copy)."""
-        return self._rows.copy()
+    def get_state(self) -> Floats:
+        """Everything the environments remember: [B, len(layout.FIELDS)], one row each (a copy)."""
+        return rows.as_rows(self._blocks, self.num_envs)
 
-    def set_state(self, state: np.ndarray[Any, Any]) -> None:
+    def set_state(self, state: Floats) -> None:
         """Continue from `get_state`; rows may be selected, repeated and reordered.
 
         The next `step` goes on from there. Meant for exact counterfactuals: the same bars under other actions.
         """
-        if state.dtype != rows.ROW or state.shape != (self.num_envs,):
-            raise ValueError(
-                f"state must be {self.num_envs} rows of rows.ROW, got shape {state.shape} of {len(state.dtype)} fields"
-            )
-        self._rows = state.copy()
+        expected = (self.num_envs, len(FIELDS))
+        if state.shape != expected:
+            raise ValueError(f"state must be of shape {expected}, one row per environment, got {state.shape}")
+        self._blocks = rows.from_rows(state)
         self._began = True
 
     # --- the rest --------------------------------------------------------------------------------------------------
@@ -202,23 +214,42 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
             self._buffers = (account, window)
         return account, window
 
-    def _observations(self, account: NDArray[np.float32], window: NDArray[np.float32], values: Floats) -> Observations:
+    def _get(self, name: str) -> Floats:
+        """A field of all environments [B], a copy."""
+        place: int = getattr(at, name)
+        return self._blocks[:, place : place + LANES].reshape(-1)[: self.num_envs]
+
+    def _set(self, name: str, values: NDArray[Any]) -> None:
+        """Set a field of all environments."""
+        place: int = getattr(at, name)
+        padded = np.zeros(len(self._blocks) * LANES)
+        padded[: self.num_envs] = values
+        self._blocks[:, place : place + LANES] = padded.reshape(-1, LANES)
+
+    def _datasets(self) -> NDArray[np.int32]:
+        if len(self.markets) == 1:
+            return np.zeros(self.num_envs, dtype=np.int32)
+        return self._get("dataset").astype(np.int32)
+
+    def _observations(
+        self, account: NDArray[np.float32], window: NDArray[np.float32], outcomes: Floats
+    ) -> Observations:
         if self.obs_mode == "window":
             return {"window": window, "account": account}
         return {
-            "dataset": self._rows["dataset"].astype(np.int32)[:, None],
-            "t": values[:, _COLUMN["t"]].astype(np.int32)[:, None],
+            "dataset": self._datasets()[:, None],
+            "t": outcomes[_T].astype(np.int32)[:, None],
             "account": account,
         }
 
-    def _infos(self, values: Floats) -> dict[str, Any]:
-        """One array per key of `BarRecord`, and Gymnasium's mask for each. values: [B, 28]."""
-        infos: dict[str, Any] = dict(zip(kernel.RECORD_FIELDS, values.T, strict=False))
-        infos["t"] = infos["t"].astype(np.int64)
-        infos["timestamp"] = infos["timestamp"].astype(np.int64)
-        infos["rejected"] = infos["rejected"] > 0.0
-        infos["liquidated"] = infos["liquidated"] > 0.0
-        infos["instrument"] = self._symbols[self._rows["dataset"]]
+    def _infos(self, outcomes: Floats) -> dict[str, Any]:
+        """One array per key of `BarRecord`, and Gymnasium's mask for each. outcomes: [28, B]."""
+        infos: dict[str, Any] = dict(zip(kernel.RECORD_FIELDS, outcomes, strict=False))
+        infos["t"] = outcomes[_T].astype(np.int64)
+        infos["timestamp"] = outcomes[_TIMESTAMP].astype(np.int64)
+        infos["rejected"] = outcomes[_REJECTED] > 0.0
+        infos["liquidated"] = outcomes[_LIQUIDATED] > 0.0
+        infos["instrument"] = self._only if self._only is not None else self._symbols[self._datasets()]
         infos["action_mask"] = self._masks.copy()
-        infos.update(self._info_template)
+        infos.update(self._info_masks)
         return infos

@@ -23,6 +23,7 @@ def call(function):
     return handle
 
 
+arrival_exponent = call(fills.arrival_exponent)
 arrival_price = call(fills.arrival_price)
 limit_fill_price = call(fills.limit_fill_price)
 volume_cap_fraction = call(fills.volume_cap_fraction)
@@ -39,12 +40,12 @@ shape = call(rewards.shape)
 
 
 def test_arrival_is_a_martingale_step_within_the_bar():
-    sigma, latency = 0.02, 0.25
-    expected = 100.0 * math.exp(0.02 * 0.5 * 1.5 - 0.5 * 0.02**2 * 0.25)
-    assert arrival_price(100.0, 90.0, 110.0, sigma, latency, 1.5) == pytest.approx(expected, rel=1e-15)
-    assert arrival_price(100.0, 99.9, 100.1, sigma, latency, 3.0) == 100.1
-    assert arrival_price(100.0, 99.9, 100.1, sigma, latency, -3.0) == 99.9
-    assert arrival_price(100.0, 99.9, 100.1, sigma, 0.0, 3.0) == 100.0
+    exponent = arrival_exponent(0.02, 0.25, 1.5)
+    assert exponent == pytest.approx(0.02 * 0.5 * 1.5 - 0.5 * 0.02**2 * 0.25, rel=1e-15)
+    assert arrival_exponent(0.02, 0.0, 3.0) == 0.0
+    assert arrival_price(100.0, 90.0, 110.0, 1.015) == 101.49999999999999
+    assert arrival_price(100.0, 99.9, 100.1, 1.5) == 100.1
+    assert arrival_price(100.0, 99.9, 100.1, 0.5) == 99.9
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_state_can_be_forked_to_see_other_actions_on_the_same_bars(random_market
     for _ in range(3):
         source.step(np.full(5, 4))
     fork = MarketVectorEnv(markets, small, num_envs=5)
-    fork.set_state(np.repeat(source.get_state()[:1], 5))
+    fork.set_state(np.repeat(source.get_state()[:1], 5, axis=0))
     _, rewards, _, _, infos = fork.step(np.arange(5))
     assert len(set(infos["timestamp"])) == 1
     assert len(set(infos["qty_ordered"])) == 5
