@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from market_env import costs, fills, rng
-from market_env._compile import compiled, inlined
+from market_env._compile import compiled, inlined, prefer_wide_vectors
 from market_env.config import BPS, MarketConfig
 from market_env.instrument import Instrument
 from market_env.layout import (
@@ -619,17 +619,17 @@ def observe_accounts(s: Block, n: int, rules: Record, out: Array, first: int) ->
         deviation = (entry_sigma if holds else 1.0) * math.sqrt(max(s[at.bars_held + k], 1.0))
         unrealised = gain / deviation * (1.0 if units > 0.0 else -1.0)
         distance = costs.liquidation_distance(s[at.cash + k], units, price, maintenance)
-        s[at.scratch + k] = unrealised if holds else 0.0
+        s[at.scratch + k] = _bounded(unrealised) if holds else 0.0
         s[at.scratch_too + k] = distance if enforce else 1.0
     for k in range(n):
         i = np.uint64(first + k)
         out[i, 0] = _bounded(s[at.exposure + k])
         out[i, 1] = _bounded(s[at.target + k])
-        out[i, 2] = _bounded(s[at.fill_fraction + k])
-        out[i, 3] = _bounded(s[at.scratch + k])
+        out[i, 2] = s[at.fill_fraction + k]
+        out[i, 3] = s[at.scratch + k]
         out[i, 4] = _bounded(s[at.log_growth + k])
-        out[i, 5] = _bounded(s[at.drawdown + k])
-        out[i, 6] = _bounded(s[at.bars_held + k] / _HOLDING_TIME_UNIT)
+        out[i, 5] = s[at.drawdown + k]
+        out[i, 6] = min(s[at.bars_held + k] / _HOLDING_TIME_UNIT, OBSERVATION_LIMIT)
         out[i, 7] = s[at.scratch_too + k]
 
 
@@ -706,6 +706,7 @@ def run_series(
     places no order. columns: [J] places in a block of the fields to keep. ledger: [J, count, stop - start] output. The
     decision on the last bar is not taken: nothing could fill it.
     """
+    prefer_wide_vectors()
     if count == 1:
         # A constant number of lanes lets the compiler drop the loops over them.
         _run_block(blocks[0], 1, rules[0], bars, duration, targets, sizing, start, stop, columns, ledger, 0)

@@ -7,6 +7,7 @@ register; a single account is a block of which only lane 0 is used, and goes thr
 Everything is a float64, also times (epoch ms), counters and flags: they are exact below 2**53.
 """
 
+import math
 from collections import namedtuple
 from typing import Any
 
@@ -141,9 +142,25 @@ OUTCOME_AT: tuple[int, ...] = tuple(
 )
 
 
+_CACHE_LINE = 64  # bytes, and one vector of eight numbers
+
+
+def aligned(*shape: int) -> NDArray[np.float64]:
+    """Zeros that begin at a cache line, so that no vector of a loop over lanes straddles two."""
+    size = math.prod(shape)
+    memory = np.zeros(size + _CACHE_LINE // 8)
+    skip = -memory.ctypes.data % _CACHE_LINE // 8
+    return memory[skip : skip + size].reshape(shape)
+
+
+def new_blocks(count: int) -> NDArray[np.float64]:
+    """Memory for `count` accounts: [ceil(count / LANES), BLOCK_SIZE]."""
+    return aligned(-(-count // LANES), BLOCK_SIZE)
+
+
 def new_block() -> Block:
     """Memory for one block."""
-    return np.zeros(BLOCK_SIZE)
+    return aligned(BLOCK_SIZE)
 
 
 def read_lane(block: Block, names: tuple[str, ...], lane: int = 0) -> dict[str, float]:

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from market_env import kernel, rewards, rng
-from market_env._compile import compiled, inlined
+from market_env._compile import compiled, inlined, prefer_wide_vectors
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.kernel import Array, Record
-from market_env.layout import BLOCK_SIZE, FIELDS, LANES, OUTCOME_AT, OUTCOME_FIELDS, Block, at
+from market_env.layout import FIELDS, LANES, OUTCOME_AT, OUTCOME_FIELDS, Block, at, new_blocks
 from market_env.market import Market
 
 # --- layouts -------------------------------------------------------------------------------------------------------
@@ -98,11 +98,6 @@ class Stack:
             features=_one_array([market.features for market in markets]),
             grid=grid,
         )
-
-
-def new_blocks(count: int) -> NDArray[np.float64]:
-    """Memory for `count` environments: [ceil(count / LANES), BLOCK_SIZE]."""
-    return np.zeros((-(-count // LANES), BLOCK_SIZE))
 
 
 def as_rows(blocks: NDArray[np.float64], count: int) -> NDArray[np.float64]:
@@ -315,6 +310,7 @@ def step_blocks(
     order of `OUTCOME_FIELDS`, account_out [count, 8] float32, window_out [count, T, F] float32 (T = 0: no windows).
     Returns -1, or the first environment whose action is out of range or masked; then nothing was changed.
     """
+    prefer_wide_vectors()
     for i in range(count):
         action = actions[i]
         if action < 0 or action >= len(grid):

@@ -364,7 +364,7 @@ def run_targets(
     equity = config.episode.initial_equity if initial_equity is None else initial_equity
     keys = np.array([rng.seed_key(seed) for seed in seeds], dtype=np.uint64)
     rules = kernel.rules_for(config, market.instrument)
-    blocks = np.zeros((-(-len(keys) // layout.LANES), layout.BLOCK_SIZE))
+    blocks = layout.new_blocks(len(keys))
     for i, key in enumerate(keys):
         block, lane = divmod(i, layout.LANES)
         kernel.open_lane(blocks[block], lane, key, equity, rules)
