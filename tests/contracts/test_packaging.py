@@ -69,9 +69,17 @@ def test_nothing_is_ever_pickled() -> None:
             assert "allow_pickle=True" not in path.read_text(), path
 
 
-@pytest.mark.parametrize("driver", ["market_env/session.py", "market_env/env.py", "market_env/vector.py"])
-def test_every_driver_calls_the_one_kernel(driver: str) -> None:
-    assert driver in _importers("market_env.kernel")
+@pytest.mark.parametrize(
+    ("driver", "through"),
+    [
+        ("market_env/session.py", "market_env.kernel"),
+        ("market_env/rows.py", "market_env.kernel"),
+        ("market_env/env.py", "market_env.rows"),
+        ("market_env/vector.py", "market_env.rows"),
+    ],
+)
+def test_every_driver_calls_the_one_kernel(driver: str, through: str) -> None:
+    assert driver in _importers(through)
 
 
 @pytest.mark.parametrize(
