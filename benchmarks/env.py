@@ -199,12 +199,12 @@ def bounds(market: Any, batch: int) -> dict[str, Callable[[], None]]:
     """The parts of a vector step, alone: the compiled step without windows, and the copying of windows."""
     from market_env import kernel, rows
     from market_env.config import MarketConfig
-    from market_env.layout import LANES, at
+    from market_env.layout import LANES, OUTCOME_FIELDS, at, new_blocks
 
     stack = rows.Stack.build([market], MarketConfig())
-    blocks = rows.new_blocks(batch)
+    blocks = new_blocks(batch)
     blocks[:, at.env_seed_low : at.env_seed_low + LANES] = np.arange(len(blocks) * LANES).reshape(-1, LANES)
-    outcomes = np.zeros((len(rows.OUTCOME_FIELDS), batch + 8))
+    outcomes = np.zeros((len(OUTCOME_FIELDS), batch + 8))
     account = np.empty((batch, len(kernel.ACCOUNT_FEATURES)), dtype=np.float32)
     none = np.empty((batch, 0, FEATURES), dtype=np.float32)
     windows = np.empty((batch, WINDOW, FEATURES), dtype=np.float32)

@@ -23,7 +23,7 @@ from market_env import rng, rows
 from market_env._compile import direct
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
-from market_env.layout import DRAW_FIELDS, FIELDS, at, read_lane, write_lane
+from market_env.layout import DRAW_FIELDS, FIELDS, OUTCOME_FIELDS, at, new_blocks, read_lane, write_lane
 from market_env.market import Market
 from market_env.observation import ObservationBuilder
 from market_env.render import MarketRenderer, RenderStep
@@ -64,9 +64,9 @@ class MarketEnv(gymnasium.Env[Observation, int]):
         self.action_space = cast(gymnasium.Space[int], spaces.Discrete(len(self.grid)))
         self._targets, self._allowed = self.grid.targets.tolist(), self.grid.mask.tolist()
         self._symbols = [market.symbol for market in self.markets]
-        self._blocks = rows.new_blocks(1)
+        self._blocks = new_blocks(1)
         self._block = self._blocks[0]
-        self._outcome = np.zeros((len(rows.OUTCOME_FIELDS), 1))
+        self._outcome = np.zeros((len(OUTCOME_FIELDS), 1))
         self._seed = None if seed is None else rng.seed_key(seed)
         self._step: Callable[..., tuple[Any, ...]] | None = None  # made by the first step
         self._playing = False  # an episode is under way

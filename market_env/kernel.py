@@ -22,19 +22,7 @@ from market_env import costs, fills, rng
 from market_env._compile import compiled, inlined, prefer_wide_vectors
 from market_env.config import BPS, MarketConfig
 from market_env.instrument import Instrument
-from market_env.layout import (
-    ACCOUNT_FIELDS,
-    LANES,
-    OUTCOME_AT,
-    RECORD_FIELDS,
-    TERMS_FIELDS,
-    Block,
-    at,
-    read_lane,
-    write_lane,
-)
-
-__all__ = ["ACCOUNT_FIELDS", "LANES", "RECORD_FIELDS", "TERMS_FIELDS", "read_lane", "write_lane"]
+from market_env.layout import LANES, OUTCOME_AT, RECORD_FIELDS, TERMS_FIELDS, Block, at
 
 Array = np.ndarray[Any, Any]
 Record = Any  # a row of a structured array, by reference
@@ -683,7 +671,6 @@ def observe_one(s: Block, rules: Array, out: Array) -> None:
 # --- whole series --------------------------------------------------------------------------------------------------
 
 SIZINGS = {"exposure": 0, "units": 1, "all_in": 2}
-_RECORD_WIDTH = len(RECORD_FIELDS)
 
 
 @compiled

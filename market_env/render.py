@@ -4,6 +4,7 @@
 The image is also a usable observation: same size, same place for everything, colours that stay apart in grey.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ class MarketRenderer:
 
         self._title(draw, market, shown)
         prices = _Panel(
-            left, 64, right, 356, *_range(market.low[bars.start : now + 1], market.high[bars.start : now + 1])
+            left, 76, right, 356, *_range(market.low[bars.start : now + 1], market.high[bars.start : now + 1])
         )
         self._axis(draw, prices, "price", _price_text)
         self._candles(draw, prices, market, bars, x, slot)
@@ -149,7 +150,7 @@ class MarketRenderer:
             right -= draw.textlength(name, font=self._font)
             draw.text((right, 10), name, fill=_TEXT, font=self._font)
             if name in ("buy", "sell"):
-                _triangle(draw, right - 9, 18.0, up=name == "buy", colour=colour)
+                _triangle(draw, right - 10, 13.5 if name == "buy" else 22.5, up=name == "buy", colour=colour)
             else:
                 draw.rectangle((right - 14, 14, right - 4, 22), fill=_tint(colour))
             right -= 28
@@ -157,11 +158,11 @@ class MarketRenderer:
     def _axis(
         self, draw: ImageDraw.ImageDraw, panel: _Panel, name: str, text: Callable[[float], str], ticks: int = 4
     ) -> None:
-        for value in np.linspace(panel.low, panel.high, ticks + 1):
-            y = panel.y(float(value))
+        for value in _round_values(panel.low, panel.high, ticks):
+            y = panel.y(value)
             draw.line((panel.left, y, panel.right, y), fill=_GRID)
-            draw.text((panel.right + 6, y), text(float(value)), fill=_TEXT, font=self._font, anchor="lm")
-        draw.text((panel.left + 2, panel.top - 3), name, fill=_TEXT, font=self._font, anchor="ls")
+            draw.text((panel.right + 6, y), text(value), fill=_TEXT, font=self._font, anchor="lm")
+        draw.text((panel.left + 2, panel.top - 4), name, fill=_TEXT, font=self._font, anchor="ls")
 
     def _candles(
         self,
@@ -208,10 +209,13 @@ class MarketRenderer:
                 )
 
     def _times(self, draw: ImageDraw.ImageDraw, market: Market, bars: range, x: Callable[[int], float]) -> None:
+        every = 24 * market.bar_ms  # a day of hourly bars, and as many bars of another length
         for t in bars:
-            if t % 24 == 0:
+            if int(market.timestamp[t]) % every == 0:
+                text = _time_text(market, t).removesuffix(" 00:00")
+                half = draw.textlength(text, font=self._font) / 2
                 draw.line((x(t), 572, x(t), 577), fill=_TEXT)
-                draw.text((x(t), 579), _time_text(market, t), fill=_TEXT, font=self._font, anchor="ma")
+                draw.text((max(x(t), half + 2), 579), text, fill=_TEXT, font=self._font, anchor="ma")
 
     # --- text ------------------------------------------------------------------------------------------------------
 
@@ -254,6 +258,15 @@ def _range(low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[float, 
     bottom, top = float(low.min()), float(high.max())
     margin = max((top - bottom) * 0.06, abs(top) * 1e-4)
     return bottom - margin, top + margin
+
+
+def _round_values(low: float, high: float, count: int) -> list[float]:
+    """About `count` values from low to high that are multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = min((factor * power for factor in (1.0, 2.0, 5.0, 10.0)), key=lambda size: abs(size - rough))
+    first = math.ceil(low / step - 1e-9)
+    return [number * step for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _line(draw: ImageDraw.ImageDraw, panel: _Panel, points: list[tuple[float, float]], colour: Colour) -> None:

@@ -17,7 +17,7 @@ from market_env._compile import compiled, inlined, prefer_wide_vectors
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.kernel import Array, Record
-from market_env.layout import FIELDS, LANES, OUTCOME_AT, OUTCOME_FIELDS, Block, at, new_blocks
+from market_env.layout import FIELDS, LANES, OUTCOME_AT, Block, at, new_blocks
 from market_env.market import Market
 
 # --- layouts -------------------------------------------------------------------------------------------------------
@@ -460,9 +460,3 @@ def gather_windows(features: Array, ends: Array, out: Array) -> None:
     """out[i] = the window of `features` that ends at ends[i], inclusive. ends: [B], out: [B, T, F]."""
     for i in range(len(ends)):
         _copy_window(features, ends[i], out[i])
-
-
-__all__ = [
-    "OUTCOME_FIELDS", "Stack", "as_rows", "from_rows", "gather_windows", "new_blocks", "reset_blocks", "step_blocks",
-    "step_one",
-]  # fmt: skip

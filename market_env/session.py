@@ -324,7 +324,7 @@ class Ledger:
         return getattr(self, name)  # type: ignore[no-any-return]
 
 
-LEDGER_COLUMNS = tuple(name for name in kernel.RECORD_FIELDS if name not in ("t", "timestamp"))
+LEDGER_COLUMNS = tuple(name for name in layout.RECORD_FIELDS if name not in ("t", "timestamp"))
 
 
 def run_targets(

@@ -18,11 +18,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from market_env import kernel, rng, rows
+from market_env import rng, rows
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.env import wrong_action_message
-from market_env.layout import FIELDS, LANES, at
+from market_env.layout import FIELDS, LANES, OUTCOME_FIELDS, RECORD_FIELDS, at, new_blocks
 from market_env.market import Market
 from market_env.observation import ObservationBuilder
 
@@ -31,7 +31,7 @@ Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 
 _T, _TIMESTAMP, _REJECTED, _LIQUIDATED, _REWARD, _TERMINATED, _TRUNCATED = (
-    rows.OUTCOME_FIELDS.index(name)
+    OUTCOME_FIELDS.index(name)
     for name in ("t", "timestamp", "rejected", "liquidated", "reward", "terminated", "truncated")
 )
 
@@ -79,7 +79,7 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._window_shape = (num_envs, self._builder.length if obs_mode == "window" else 0, num_features)
         self._buffers: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
-        self._blocks = rows.new_blocks(num_envs)
+        self._blocks = new_blocks(num_envs)
         # Columns beyond num_envs stay unused: rows a power of two apart would fall on the same lines of the cache.
         self._outcome_width = num_envs + 8
         self._seed = None if seed is None else rng.seed_key(seed)
@@ -89,7 +89,7 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         # Every environment has every key, which Gymnasium's convention wants said in a mask per key.
         present = np.ones(num_envs, dtype=np.bool_)
         present.setflags(write=False)
-        names = (*kernel.RECORD_FIELDS, "instrument", "action_mask")
+        names = (*RECORD_FIELDS, "instrument", "action_mask")
         self._info_masks: dict[str, Any] = {f"_{name}": present for name in names}
         self._only: NDArray[Any] | None = None  # everyone's instrument, where there is one market
         if len(self.markets) == 1:
@@ -117,7 +117,7 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
         else:
             self._set("episode", self._get("episode") + 1.0)
         self._began = True
-        outcomes = np.empty((len(rows.OUTCOME_FIELDS), self._outcome_width))
+        outcomes = np.empty((len(OUTCOME_FIELDS), self._outcome_width))
         account, window = self._observation_arrays()
         stack = self._stack
         rows.reset_blocks(
@@ -139,7 +139,7 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
             raise ValueError(
                 f"actions must be {self.num_envs} integers, got shape {chosen.shape} of type {chosen.dtype}"
             )
-        outcomes = np.empty((len(rows.OUTCOME_FIELDS), self._outcome_width))
+        outcomes = np.empty((len(OUTCOME_FIELDS), self._outcome_width))
         account, window = self._observation_arrays()
         stack = self._stack
         wrong = rows.step_blocks(
@@ -244,7 +244,7 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
 
     def _infos(self, outcomes: Floats) -> dict[str, Any]:
         """One array per key of `BarRecord`, and Gymnasium's mask for each. outcomes: [28, B]."""
-        infos: dict[str, Any] = dict(zip(kernel.RECORD_FIELDS, outcomes, strict=False))
+        infos: dict[str, Any] = dict(zip(RECORD_FIELDS, outcomes, strict=False))
         infos["t"] = outcomes[_T].astype(np.int64)
         infos["timestamp"] = outcomes[_TIMESTAMP].astype(np.int64)
         infos["rejected"] = outcomes[_REJECTED] > 0.0

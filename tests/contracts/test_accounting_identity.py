@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from market_env import kernel
 from market_env.config import MarketConfig
 from market_env.instrument import Instrument
+from market_env.layout import RECORD_FIELDS
 from market_env.market import Market
 from market_env.session import Ledger, run_targets
 
@@ -113,4 +113,4 @@ def test_the_identity_would_notice_a_lost_term(column):
     lost = dict(ledger.columns) | {column: np.zeros_like(ledger[column])}
     tampered = Ledger(seeds=ledger.seeds, timestamp=ledger.timestamp, first_row=0, columns=lost)
     assert residual(tampered).max() > 1e-9
-    assert column in kernel.RECORD_FIELDS
+    assert column in RECORD_FIELDS

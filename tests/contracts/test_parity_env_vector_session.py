@@ -10,11 +10,11 @@ import pytest
 
 from data.features import FeatureSet
 from data.synthetic import regime
-from market_env import kernel
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
 from market_env.env import MarketEnv
 from market_env.instrument import Instrument
+from market_env.layout import RECORD_FIELDS
 from market_env.market import Market
 from market_env.session import BarInput, TradingSession, run_targets
 from market_env.vector import MarketVectorEnv
@@ -27,7 +27,7 @@ CONFIGS = {
     "deterministic": {"fills": {"mode": "deterministic"}},
 }
 STEPS = 300
-COLUMNS = [name for name in kernel.RECORD_FIELDS if name != "t"]
+COLUMNS = [name for name in RECORD_FIELDS if name != "t"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_row_i_of_any_batch_is_the_single_environment(market, batch, noise):
             assert rewards[i] == reward
             if step > 0:
                 assert (ended[i], cut[i]) == (terminated, truncated)
-            for column in (*kernel.RECORD_FIELDS, "instrument"):
+            for column in (*RECORD_FIELDS, "instrument"):
                 assert all_infos[column][i] == info[column], (step, column)
 
 
