@@ -99,6 +99,9 @@ def run_command(
         bool, typer.Option("--deterministic", help="fill at the next open, fees the only cost")
     ] = False,
     equity: Annotated[float | None, typer.Option(help="initial equity, quote currency")] = None,
+    guards: Annotated[
+        bool, typer.Option("--guards", help="keep the experiment's guards, as the paper trader does (default: none)")
+    ] = False,
     targets: Annotated[Path | None, typer.Option(help="CSV of timestamp,target instead of a checkpoint")] = None,
     sizing: Annotated[
         str, typer.Option(help="targets are: units | fraction (of equity) | allin (-1, 0, 1)")
@@ -122,9 +125,9 @@ def run_command(
     gates = [parse_gate(text) for text in fail_under or []]
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     if targets is not None:
-        if checkpoint is not None or simulations is not None:
+        if checkpoint is not None or simulations is not None or guards:
             raise InputError(
-                "--targets: expected no --checkpoint or --simulations beside it; targets are already decided."
+                "--targets: expected no --checkpoint, --simulations or --guards beside it; targets are already decided."
             )
         finished = _run_targets(
             targets, config, split, symbol, fill_seeds, seed, fees_bps, deterministic, equity, sizing, rebalance,
@@ -136,8 +139,9 @@ def run_command(
                 "--bars and --timeframe: expected with --targets only; a checkpoint's bars come from its experiment."
             )
         finished = _run_checkpoint(
-            checkpoint, config, split, symbol, fill_seeds, seed, simulations, fees_bps, deterministic, equity, threads
-        )
+            checkpoint, config, split, symbol, fill_seeds, seed, simulations, fees_bps, deterministic, equity, threads,
+            guarded=guards,
+        )  # fmt: skip
     place = out or OUT / f"{finished.subject.replace('/', '-')}-{finished.split}"
     document = _judge_and_report(
         finished, seed=seed, created=created, trials=trials, place=place, json_output=json_output
@@ -242,6 +246,7 @@ def _run_checkpoint(
     *,
     name: str = "policy",
     with_prior: bool = True,
+    guarded: bool = False,
 ) -> Finished:
     path = find_checkpoint(checkpoint)
     metadata = read_metadata(path)
@@ -258,17 +263,24 @@ def _run_checkpoint(
         )
     seeds = _seeds(fill_seeds or experiment.backtest.fill_seeds, seed, deterministic=deterministic)
     market = ready.market
+    guards = experiment.guards if guarded else None
     rows = len(market) - market.first_decision
     with _progress(f"{inputs.checkpoint_name(path)} on {market.symbol}, {len(seeds)} fill paths", rows) as shown:
         finished = run_policy(
-            policy, market, market_config, seeds=seeds, simulations=simulations, name=name, progress=shown
-        )
+            policy, market, market_config, seeds=seeds, simulations=simulations, guards=guards, name=name,
+            progress=shown,
+        )  # fmt: skip
+    if guards is not None:
+        held_back = int(np.isnan(finished.accounts.target).sum())
+        notes.append(f"Guards on: {held_back} of {finished.accounts.target.size} decisions were held back.")
     budget = 0 if finished.decisions is None else finished.decisions.simulations
     prior = None
     if with_prior and budget > 0:
         with _progress("its prior without search", rows) as shown:
             few = seeds[:PRIOR_SEEDS]
-            prior = run_policy(policy, market, market_config, seeds=few, simulations=0, name="prior", progress=shown)
+            prior = run_policy(
+                policy, market, market_config, seeds=few, simulations=0, guards=guards, name="prior", progress=shown
+            )
     return Finished(
         run=finished,
         prior=prior,
@@ -288,7 +300,11 @@ def _run_checkpoint(
         feature_fingerprint=experiment.feature_set.fingerprint,
         split=chosen_split,
         simulations=budget,
-        config={**experiment.dump(), "market": market_config.model_dump(mode="json")},
+        config={
+            **experiment.dump(),
+            "market": market_config.model_dump(mode="json"),
+            **({} if guards is None else {"guarded": guards.model_dump(mode="json")}),
+        },
         notes=notes,
     )
 

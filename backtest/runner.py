@@ -21,11 +21,13 @@ from agent.policy import Decision, Policy
 from backtest.metrics import Floats
 from backtest.results import Accounts, DecisionRows, MarketRows, Run
 from data.timeframe import Timeframe
+from market_env import guards as guarding
 from market_env.actions import ActionGrid
 from market_env.config import MarketConfig
+from market_env.guards import GuardConfig, GuardState
 from market_env.market import Market
 from market_env.observation import ObservationBuilder
-from market_env.session import BarInput, BarRecord, Ledger, TradingSession, run_targets
+from market_env.session import BarInput, BarRecord, Ledger, Order, TradingSession, run_targets
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 Sizing = Literal["exposure", "units", "all_in"]
@@ -95,12 +97,14 @@ def run_policy(
     seeds: Sequence[int],
     name: str = "policy",
     simulations: int | None = None,
+    guards: GuardConfig | None = None,
     stretch: Stretch | None = None,
     progress: Progress = quiet,
 ) -> Run:
     """Let a policy trade a market once per fill seed; all paths are decided in one batch per bar.
 
     simulations: search budget; None takes the policy's own, 0 acts by its prior.
+    guards: limits between decision and order, as the paper trader keeps them; None trades every decision.
     """
     where = stretch or Stretch.of(market)
     grid = ActionGrid.build(config.actions)
@@ -112,6 +116,7 @@ def run_policy(
     builder = ObservationBuilder(config.observation.window)
     equity = config.episode.initial_equity
     sessions = [TradingSession(config, market.instrument, seed, equity) for seed in seeds]
+    watches = [_Watch(guards, equity) for _ in seeds]
     mask = np.repeat(grid.mask[None], len(seeds), axis=0)
     rows = where.stop - where.start
     values = np.zeros((len(COLUMNS), len(seeds), rows))
@@ -121,7 +126,9 @@ def run_policy(
         t = where.start + row
         bar = bar_input(market, t)
         for path, session in enumerate(sessions):
-            values[:, path, row] = _columns(session.on_bar(bar))
+            record = session.on_bar(bar)
+            watches[path].marked(record, bar)
+            values[:, path, row] = _columns(record)
         # Paths whose accounts look alike (before the first fill, say) share one decision.
         accounts = np.stack([session.account_observation() for session in sessions])
         distinct, path_of = np.unique(accounts, axis=0, return_inverse=True)
@@ -133,9 +140,12 @@ def run_policy(
         for path, session in enumerate(sessions):
             if session.ruined:
                 continue
-            target = float(grid.targets[decision.action[path]])
+            target = watches[path].permitted(float(grid.targets[decision.action[path]]), decision, path)
+            if target is None:
+                continue
             targets[path, row] = target
-            session.submit(target, sigma=float(market.sigma[t]), median_volume=float(market.median_volume[t]))
+            order = session.submit(target, sigma=float(market.sigma[t]), median_volume=float(market.median_volume[t]))
+            watches[path].ordered(order)
     prices = market.open[where.start : where.stop]
     columns = dict(zip(COLUMNS, values, strict=True))
     return Run(
@@ -145,6 +155,43 @@ def run_policy(
         accounts=_accounts(columns, targets, prices),
         decisions=_decision_rows(decided),
     )
+
+
+class _Watch:
+    """The guards of one path, bar by bar; without a configuration everything passes."""
+
+    def __init__(self, config: GuardConfig | None, equity: float) -> None:
+        self._config = config
+        self._state = GuardState.opened(equity)
+        self._now_ms = 0
+        self._exposure = 0.0
+
+    def marked(self, record: BarRecord, bar: BarInput) -> None:
+        if self._config is None:
+            return
+        self._now_ms, self._exposure = bar.timestamp + bar.duration_ms, record.exposure
+        self._state = guarding.after_bar(
+            self._state,
+            self._config,
+            timestamp=bar.timestamp,
+            now_ms=self._now_ms,
+            equity=record.equity,
+            flat=record.units == 0.0,
+        )
+
+    def permitted(self, target: float, decision: Decision, path: int) -> float | None:
+        """What of the decision is to be ordered; None: nothing."""
+        if self._config is None:
+            return target
+        said = (decision.policy[path], decision.value[path], decision.q_values[path])
+        self._state = guarding.after_model_output(
+            self._state, self._config, finite=all(bool(np.isfinite(part).all()) for part in said), now_ms=self._now_ms
+        )
+        return guarding.permit(self._state, self._config, target=target, exposure=self._exposure).target
+
+    def ordered(self, order: Order) -> None:
+        if self._config is not None and order.quantity != 0.0:
+            self._state = guarding.after_order(self._state, self._config, now_ms=self._now_ms)
 
 
 def run_series(

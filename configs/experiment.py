@@ -18,6 +18,7 @@ from data.features import DEFAULT_FEATURES, FeatureSet
 from data.samples import load_sample
 from data.store import BarStore, default_root
 from market_env.config import MarketConfig
+from market_env.guards import GuardConfig
 from market_env.instrument import Instrument
 from market_env.market import Market
 
@@ -82,6 +83,9 @@ class Experiment(_Config):
     market: MarketConfig = MarketConfig()
     agent: AgentConfig = AgentConfig()
     backtest: BacktestConfig = BacktestConfig()
+    guards: GuardConfig = Field(
+        GuardConfig(), description="limits of the paper trader, and of a backtest with --guards; training knows none"
+    )
 
     @property
     def feature_set(self) -> FeatureSet:
@@ -118,8 +122,12 @@ class Experiment(_Config):
         return markets
 
     def dump(self) -> dict[str, Any]:
-        """As plain JSON types."""
-        return self.model_dump(mode="json")
+        """As plain JSON types. Guards that are the default are left out: an experiment from before there were any keeps
+        its fingerprint."""
+        content = self.model_dump(mode="json")
+        if self.guards == GuardConfig():
+            del content["guards"]
+        return content
 
     def to_yaml(self) -> str:
         """As the YAML that reads back as this experiment."""
