@@ -12,9 +12,9 @@ from agent.search import SearchConfig
 class SearchPolicy:
     """Decides for each observation as if it were alone.
 
-    Matrix products round differently for different batch sizes, and a rounding can turn a close decision. So each row
-    is represented on its own, and the search never mixes rows: a decision in a backtest of 200 fill seeds, in the
-    service and in the paper trader is the same to the last bit (docs/decisions/0005).
+    Matrix products round differently for different batch sizes, and a rounding can turn a close decision. So rows are
+    represented as if each were alone (docs/decisions/0005, 0056), and the search never mixes rows: a decision in a
+    backtest of 200 fill seeds, in the service and in the paper trader is the same to the last bit.
     """
 
     def __init__(self, model: StochasticMuZero, config: SearchConfig) -> None:
