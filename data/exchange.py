@@ -214,10 +214,15 @@ class ExchangeClient:
             self.measure_clock()
         return round(self._clock() * 1_000.0) + self._clock_offset_ms
 
+    @property
+    def tells_time(self) -> bool:
+        """Whether the exchange tells its time; else this machine's is taken for it."""
+        return bool(self._client.has.get("fetchTime"))
+
     def measure_clock(self) -> int:
         """Offset of the exchange's clock to ours [ms]: the median of a few samples, each set against the middle of its
         round trip. 0 where the exchange does not tell its time."""
-        if not self._client.has.get("fetchTime"):
+        if not self.tells_time:
             self._clock_measured_at = self._clock()
             return 0
         offsets = []

@@ -53,6 +53,7 @@ class Answer:
 
     action: int
     policy: list[float]
+    prior: list[float]
     value: float
     q_values: list[float]
     visits: list[int]
@@ -263,6 +264,7 @@ def _row(decision: Decision, row: int) -> Answer | Exception:
     return Answer(
         action=action,
         policy=decision.policy[row].tolist(),
+        prior=decision.prior[row].tolist(),
         value=float(decision.value[row]),
         q_values=decision.q_values[row].tolist(),
         visits=decision.visits[row].tolist(),

@@ -1,0 +1,28 @@
+"""What an exchange calls a market that the experiment spells its own way."""
+
+# Longest first, so that BTCUSDT is not read as BTCUSD + T.
+_QUOTES = ("FDUSD", "USDT", "USDC", "BUSD", "TUSD", "USD", "EUR", "GBP", "JPY", "DAI", "BTC", "ETH", "BNB")
+_SEPARATORS = "-_"
+
+
+def exchange_symbol(symbol: str) -> str:
+    """ccxt's spelling: BTCUSDT, btc-usdt and BTC/USDT are all BTC/USDT; a settlement part (":USDT") stays.
+
+    Raises ValueError for a name that says no base and quote.
+    """
+    name = symbol.upper()
+    if "/" in name:
+        return name
+    for separator in _SEPARATORS:
+        if separator in name:
+            base, _, quote = name.partition(separator)
+            if base and quote:
+                return f"{base}/{quote}"
+    for quote in _QUOTES:
+        base = name.removesuffix(quote)
+        if base and base != name:
+            return f"{base}/{quote}"
+    raise ValueError(
+        f"{symbol}: expected a market an exchange may have, such as BTC/USDT or BTCUSDT, found no quote currency in it. "
+        f"Give --symbol BTC/USDT, or trade stored bars with --feed replay"
+    )
