@@ -22,8 +22,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, BinaryIO, Final, Literal, Self
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -31,6 +32,7 @@ import typer
 
 from data.bars import Bars
 from data.commandline import make_app, run
+from data.store import write_atomically
 from data.synthetic import GENERATORS
 from data.timeframe import Timeframe
 
@@ -69,6 +71,9 @@ _STATUS: Final[Mapping[str, int]] = {
     "forbidden": 403,
 }
 FAULTS: Final[tuple[Fault, ...]] = Fault.__args__  # type: ignore[attr-defined]
+
+# How far the remembered time may run ahead of the clock: as often as this it is written, in real seconds.
+_KEPT_AHEAD_SECONDS: Final = 1.0
 
 _HTML: Final = "<!DOCTYPE html><html><body><h1>We will be back soon</h1></body></html>"
 
@@ -367,6 +372,47 @@ def replay_clock(start_ms: int, speed: float, clock: Callable[[], float] = time.
     return lambda: start_ms + math.floor((clock() - began) * 1_000.0 * speed)
 
 
+def kept_clock(file: Path, clock: Callable[[], int], *, ahead_ms: int) -> Callable[[], int]:
+    """`clock` [ms], remembered in `file`: the time there is later than any this clock has shown, by `ahead_ms` at most.
+
+    An exchange that is killed and goes on from the time in the file has stood still for a moment, and has never gone
+    back: a bar that was closed stays closed.
+    """
+    lock = threading.Lock()
+    kept = -math.inf
+
+    def now() -> int:
+        nonlocal kept
+        with lock:
+            at = clock()
+            if at >= kept:
+                _write_time(file, at + ahead_ms)
+                kept = at + ahead_ms
+            return at
+
+    return now
+
+
+def kept_time(file: Path) -> int | None:
+    """The time [ms] a `kept_clock` left in the file, or None where there is none yet."""
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        return None
+    if not text.isdecimal():
+        raise ValueError(
+            f"{file}: expected a time in epoch milliseconds, found {text[:40]!r}. Remove it to start over."
+        )
+    return int(text)
+
+
+def _write_time(file: Path, at: int) -> None:
+    def write(stream: BinaryIO) -> None:
+        stream.write(str(at).encode())
+
+    write_atomically(file, write)
+
+
 app = make_app("A mock of Binance's spot API that replays bars, for demonstrations and tests.")
 
 
@@ -379,6 +425,9 @@ def serve(
     bars: Annotated[int, typer.Option(min=1, help="length of the whole history")] = 20_000,
     history: Annotated[int, typer.Option(min=1, help="bars that are already closed at the start")] = 2_000,
     speed: Annotated[float, typer.Option(min=0, help="exchange seconds per second")] = 600.0,
+    clock_file: Annotated[
+        Path | None, typer.Option(help="remembers the exchange's time: a restart goes on where it stopped")
+    ] = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8091,
 ) -> None:
@@ -390,7 +439,13 @@ def serve(
         raise ValueError(f"Unknown generator {generator!r}. Expected one of {', '.join(GENERATORS)}.")
     made = GENERATORS[generator](bars, seed=seed, timeframe=timeframe, price=30_000.0)
     start = int(made.timestamp[0]) + history * made.timeframe.milliseconds
-    exchange = MockExchange({symbol: made}, clock=replay_clock(start, speed), host=host, port=port)
+    if clock_file is None:
+        clock = replay_clock(start, speed)
+    else:
+        resumed = kept_time(clock_file)
+        clock = replay_clock(start if resumed is None else resumed, speed)
+        clock = kept_clock(clock_file, clock, ahead_ms=round(_KEPT_AHEAD_SECONDS * 1_000.0 * speed))
+    exchange = MockExchange({symbol: made}, clock=clock, host=host, port=port)
     print(f"{symbol} {timeframe} on {exchange.url}, {speed:g} times as fast as life", flush=True)
     exchange.serve()
 
