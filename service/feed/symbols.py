@@ -23,6 +23,6 @@ def exchange_symbol(symbol: str) -> str:
         if base and base != name:
             return f"{base}/{quote}"
     raise ValueError(
-        f"{symbol}: expected a market an exchange may have, such as BTC/USDT or BTCUSDT, found no quote currency in it. "
-        f"Give --symbol BTC/USDT, or trade stored bars with --feed replay"
+        f"{symbol}: expected a market of an exchange, such as BTC/USDT or BTCUSDT, found no quote currency in it. Give "
+        f"--symbol BTC/USDT, or trade stored bars with --feed replay"
     )
