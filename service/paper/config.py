@@ -14,8 +14,8 @@ class PaperConfig(BaseModel):
 
     clock: Literal["checked", "venue"] = Field(
         "checked",
-        description="\"checked\": this machine's clock should agree with the venue's, a difference is reported and stops "
-        'new risk; "venue": only the venue\'s clock counts, however fast it runs (a mock, a replay)',
+        description="\"checked\": this machine's clock should agree with the venue's, a difference is reported and "
+        'stops new risk; "venue": only the venue\'s clock counts, however fast it runs (a mock, a replay)',
     )
     grace_seconds: float = Field(2.0, ge=0.0, description="after its close a bar is asked for")
     late_fraction: float = Field(

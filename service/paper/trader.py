@@ -271,7 +271,7 @@ def judge(
             last = recent[int(np.flatnonzero(np.diff(recent) > step)[-1])]
             after = int(np.count_nonzero(recent > last))
             return Verdict.GAP, (
-                f"{missing} bar{'s' if missing > 1 else ''} missing among the last {hold_after_gap}; holding, bar {after} "
-                f"of {hold_after_gap - 1} since the gap"
+                f"{missing} bar{'s' if missing > 1 else ''} missing among the last {hold_after_gap}; holding, bar "
+                f"{after} since the gap"
             )
     return Verdict.DECIDE, ""
