@@ -247,6 +247,8 @@ decision = _table(
     _number("latency_ms", optional=True),
     # One decision per closed bar. The time stands second so that the same index serves the pages of the API.
     UniqueConstraint("run_id", "bar_ts", "instrument", "timeframe"),
+    # Rows are wide: counting by status must not read them.
+    Index(None, "run_id", "status"),
     _one_of("status", DECISION_STATUSES),
     _one_of("mode", RISK_MODES),
 )
@@ -627,3 +629,22 @@ class HeartbeatRow:
     process: str
     ts_ms: int
     state_json: str
+
+
+TABLE_OF: Final[dict[type, Table]] = {
+    RunRow: run,
+    BarRow: bar,
+    GapRow: gap,
+    DecisionRow: decision,
+    OrderRow: orders,
+    FillRow: fill,
+    PositionRow: position,
+    AccountRow: account,
+    CursorRow: cursor,
+    EquityRow: equity,
+    RiskStateRow: risk_state,
+    CommandRow: command,
+    IdempotencyRow: idempotency,
+    EventRow: event,
+    HeartbeatRow: heartbeat,
+}

@@ -1,0 +1,90 @@
+"""Whole SQLite ledgers as files: complete or not there at all, and never over another file."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from service.ledger.errors import LedgerFull, LedgerInconsistent, LedgerUnreachable
+
+_NO_SPACE = 28  # errno.ENOSPC
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """A file to fill, which becomes `target` at the end of the block, on the disk; nothing stays after an error.
+
+    Raises ValueError if the target exists, LedgerFull or LedgerUnreachable if it cannot be written.
+    """
+    if target.exists():
+        raise ValueError(f"{target}: expected a free name for a copy of the ledger, found a file. Choose another name")
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        part.chmod(0o600)
+        _sync(part)
+        os.link(part, target)  # unlike a rename, this refuses when somebody was faster
+        _sync(target.parent)
+    except FileExistsError:
+        raise ValueError(f"{target}: somebody made this file meanwhile. Choose another name") from None
+    except OSError as error:
+        kind = LedgerFull if error.errno == _NO_SPACE else LedgerUnreachable
+        raise kind(f"{target}: the copy cannot be written ({error.strerror}). Choose another directory") from error
+    finally:
+        for name in (part, *beside(part)):
+            name.unlink(missing_ok=True)
+
+
+def copy_pages(engine: Engine, target: Path) -> None:
+    """Copy the SQLite database of an engine to a file, in one step, while others read and write.
+
+    The copy needs no companions: its journal is of the kind that leaves none. sqlite3 errors go to the caller.
+    """
+    with engine.connect() as connection, closing(sqlite3.connect(target)) as copy:
+        driver: Any = connection.connection.driver_connection
+        driver.backup(copy)
+        copy.execute("PRAGMA journal_mode = DELETE")
+    check_pages(target)
+
+
+def check_pages(file: Path) -> None:
+    """Raise LedgerInconsistent if a SQLite file is damaged; sqlite3.DatabaseError if it is none."""
+    with closing(sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        found = [row[0] for row in database.execute("PRAGMA integrity_check(3)")]
+    if found != ["ok"]:
+        raise LedgerInconsistent(f"{file}: expected a sound SQLite file, found: {'; '.join(found)}. Use another backup")
+
+
+def keep_beside(engine: Engine, file: Path, label: str) -> Path:
+    """Copy a ledger to a free name beside itself, such as ledger.LABEL.sqlite3. Returns the name."""
+    target = free_name(file, label)
+    with new_file(target) as part:
+        copy_pages(engine, part)
+    return target
+
+
+def free_name(file: Path, label: str) -> Path:
+    """The first of ledger.LABEL.sqlite3, ledger.LABEL-2.sqlite3, … that is not there."""
+    number, name = 1, file.with_name(f"{file.stem}.{label}{file.suffix}")
+    while name.exists():
+        number += 1
+        name = file.with_name(f"{file.stem}.{label}-{number}{file.suffix}")
+    return name
+
+
+def beside(file: Path) -> tuple[Path, ...]:
+    """The companions SQLite may leave: write-ahead log, its index, rollback journal."""
+    return tuple(file.with_name(file.name + suffix) for suffix in ("-wal", "-shm", "-journal"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The ledger's migrations: data of the package, run by `service.ledger.migrate`."""
