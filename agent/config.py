@@ -1,6 +1,6 @@
 """Everything about an agent that a user may set, with its unit and meaning."""
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -64,6 +64,16 @@ class ReplayConfig(_Config):
     reanalyse_ratio: float = Field(
         0.0, ge=0, description="stored steps searched anew per step of a batch (MuZero Unplugged)"
     )
+    counterfactual_ratio: float = Field(
+        0.0,
+        ge=0,
+        description="steps lived again under other actions per environment step, where the environment can be set "
+        "back to a stored state; batches mix both kinds in this proportion",
+    )
+    counterfactual_length: int = Field(16, ge=2, description="steps of each second life; the first action is random")
+    counterfactual_states: int = Field(
+        32, ge=1, description="stored states that second lives begin from, the oldest replaced first"
+    )
 
 
 class LearnerConfig(_Config):
@@ -82,9 +92,29 @@ class LearnerConfig(_Config):
     policy_weight: float = Field(1.0, ge=0, description="weight of the policy loss")
     chance_weight: float = Field(1.0, ge=0, description="weight of the chance loss")
     commitment_weight: float = Field(0.25, ge=0, description="β, weight of the commitment loss")
+    consistency_weight: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the distance between imagined latents and those of the observations that came "
+        "(after EfficientZero); 0 leaves it out",
+    )
     updates_per_env_step: float = Field(
         0.01, gt=0, description="updates per environment step; × batch_size = the replay ratio"
     )
+    target_every: int = Field(
+        0,
+        ge=0,
+        description="updates between copies of the weights into the target network, which reanalyse searches with "
+        "and consistency compares with; 0: the present weights",
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32",
+        description="arithmetic of the forward pass (autocast); weights stay float32, float16 scales its loss",
+    )
+    compile: bool = Field(
+        False, description="fuse the losses with torch.compile: pays on a GPU or in long runs, costs a minute to begin"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to learn; auto: a GPU if there is one")
     threads: int = Field(
         1,
         ge=0,

@@ -62,6 +62,10 @@ class Learner:
         self.device = device
         self.updates = 0
         self._decode = decode
+        self._losses = torch.compile(unroll_losses) if config.compile else unroll_losses
+        self._autocast = None if config.precision == "float32" else getattr(torch, config.precision)
+        # float16 underflows: the loss is scaled up and the gradient down again (Micikevicius et al. 2018).
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
         # Biases and gains are not decayed: pulling them to zero is a prior nobody has.
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         kept = [p for p in model.parameters() if p.ndim < 2]
@@ -74,27 +78,37 @@ class Learner:
             fused=True,
         )
 
-    def update(self, batch: Batch) -> tuple[dict[str, float], NDArray[np.float32]]:
+    def update(
+        self, batch: Batch, target: StochasticMuZero | None = None
+    ) -> tuple[dict[str, float], NDArray[np.float32]]:
         """One step. Returns diagnostics by name and value errors [S] for the priorities.
+
+        target: the target network, where there is one.
 
         Raises NonFiniteLoss, leaving the weights as they were.
         """
         training = as_tensors(batch, self._decode, self.device)
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.updates, self.config)
-        terms, predictions = unroll_losses(self.model, training)
-        loss = terms.total(self.config)
+        with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
+            terms, predictions = self._losses(
+                self.model, training, target=target, consistency=self.config.consistency_weight > 0
+            )
+            loss = terms.total(self.config)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.unscale_(self.optimiser)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
-        if not bool(torch.isfinite(loss)) or not bool(torch.isfinite(norm)):
+        # A float16 gradient that overflows is skipped by the scaler, which then scales less.
+        if not bool(torch.isfinite(loss)) or not (self._scaler.is_enabled() or bool(torch.isfinite(norm))):
             shown = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items().items())
             raise NonFiniteLoss(
                 f"update {self.updates}: expected a finite loss and gradient, found loss {loss.item():.4g}, "
                 f"gradient norm {norm.item():.4g} ({shown}). Lower learner.learning_rate, or look for "
                 f"non-finite observations or rewards"
             )
-        self.optimiser.step()
+        self._scaler.step(self.optimiser)
+        self._scaler.update()
         self.updates += 1
         usage = predictions.code_usage
         perplexity = torch.exp(-(usage * usage.clamp(min=1e-12).log()).sum())
@@ -109,3 +123,13 @@ class Learner:
         }
         error = (predictions.value - training.value[:, 0]).abs().cpu().numpy()
         return diagnostics, error.astype(np.float32)
+
+    def scaler_state(self) -> dict[str, float]:
+        """What the loss scaler has found out; empty without one."""
+        state: dict[str, float] = self._scaler.state_dict()
+        return state
+
+    def load_scaler_state(self, state: dict[str, float]) -> None:
+        """Restore `scaler_state`."""
+        if state:
+            self._scaler.load_state_dict(state)

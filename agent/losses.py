@@ -9,6 +9,7 @@ Legend: S sequences, K unroll, A actions, C chance codes, V atoms, L latent.
 | chance at k = 0..K−1               | one-hot code of (oₖ, oₖ₊₁), detached                             |
 | reward at k = 1..K                 | reward of the action taken at k−1                               |
 | commitment                         | ‖c − cᵉ‖², c detached                                            |
+| consistency at k = 1..K (option)   | the representation of oₖ, detached                               |
 
 Antonoglou et al. 2022, eq. (7)–(9).
 """
@@ -48,6 +49,7 @@ class LossTerms:
     chance: Tensor
     reward: Tensor
     commitment: Tensor
+    consistency: Tensor
 
     def total(self, config: LearnerConfig) -> Tensor:
         """The weighted sum that is minimised."""
@@ -57,6 +59,7 @@ class LossTerms:
             + config.chance_weight * self.chance
             + config.reward_weight * self.reward
             + config.commitment_weight * self.commitment
+            + config.consistency_weight * self.consistency
         )
 
     def items(self) -> dict[str, Tensor]:
@@ -84,13 +87,34 @@ def _half_gradient(latent: Tensor) -> Tensor:
     return 0.5 * latent + 0.5 * latent.detach()
 
 
-def unroll_losses(model: StochasticMuZero, batch: TrainingBatch) -> tuple[LossTerms, Predictions]:
+def _consistency(model: StochasticMuZero, batch: TrainingBatch, imagined: list[Tensor]) -> Tensor:
+    """How far imagined latents are from what the representation makes of the observations that came: [S, K].
+
+    Half the squared distance over L, the target detached, times L so that its size does not depend on the width.
+    EfficientZero (Ye et al. 2021) compares projections by their cosine; plain distance as in TD-MPC (Hansen et al.
+    2022) needs no projector, and latents scaled to [0, 1] have a scale of their own.
+    """
+    with torch.no_grad():
+        later = {name: entry[:, 1:].flatten(0, 1) for name, entry in batch.observations.items()}
+        target = model.representation(later).reshape(len(batch.action), len(imagined), -1)
+    distance: Tensor = 0.5 * (torch.stack(imagined, 1) - target).square().sum(-1)
+    return distance
+
+
+def unroll_losses(
+    model: StochasticMuZero,
+    batch: TrainingBatch,
+    *,
+    target: StochasticMuZero | None = None,
+    consistency: bool = False,
+) -> tuple[LossTerms, Predictions]:
     """Unroll the model along the actions that were taken and the codes that were drawn, and compare.
 
     The chance encoder learns from reward, value and policy, through the code that enters the dynamics, and from
     the commitment term; never from the chance loss, which would teach it to say what is easy to predict. Two
     things keep it out: the target code is detached, and so are the imagined latents (k ≥ 1) that the chance
-    head reads, since earlier codes have shaped those.
+    head reads, since earlier codes have shaped those. consistency: work out that term too (else it is 0), against the
+    representation of `target` (default: the model's own).
     """
     core = model.core
     unroll = batch.action.shape[1]
@@ -103,33 +127,33 @@ def unroll_losses(model: StochasticMuZero, batch: TrainingBatch) -> tuple[LossTe
     code_target = code.one_hot.reshape(sequences, unroll, -1)
 
     latent = model.representation({name: entry[:, 0] for name, entry in batch.observations.items()})
-    latents, q_logits, reward_logits = [latent], [], []
-    root_afterstate = None
+    latents, afterstates, reward_hidden = [latent], [], []
     for k in range(unroll):
-        afterstate = core.afterstate(latent, batch.action[:, k])
-        if root_afterstate is None:
-            root_afterstate = afterstate
-        latent, reward = core.dynamics(afterstate.latent, straight_through[:, k])
+        afterstate = core.act(latent, batch.action[:, k])
+        latent, hidden = core.happen(afterstate, straight_through[:, k])
         latent = _half_gradient(latent)
         latents.append(latent)
-        q_logits.append(afterstate.q_logits)
-        reward_logits.append(reward)
-    assert root_afterstate is not None, "LearnerConfig.unroll is at least 1"
+        afterstates.append(afterstate)
+        reward_hidden.append(hidden)
+    after_hidden = core.read_afterstate(torch.stack(afterstates, 1))
+    q_logits = core.q_head(after_hidden)
+    reward_logits = core.reward_head(torch.stack(reward_hidden, 1))
 
-    chance_logits = root_afterstate.chance_logits.unsqueeze(1)
+    chance_logits = core.chance_head(after_hidden[:, :1])
     if unroll > 1:
-        imagined = torch.stack(latents[1:unroll], 1).detach().flatten(0, 1)
-        later = core.afterstate(imagined, batch.action[:, 1:].flatten()).chance_logits
-        chance_logits = torch.cat([chance_logits, later.reshape(sequences, unroll - 1, -1)], 1)
+        imagined = torch.stack(latents[1:unroll], 1).detach()
+        later = core.read_afterstate(core.act(imagined, batch.action[:, 1:]))
+        chance_logits = torch.cat([chance_logits, core.chance_head(later)], 1)
 
     state = core.predict(torch.stack(latents, 1))
     value_target = two_hot(batch.value, core.atoms)
     reward_target = two_hot(batch.reward, core.atoms)
     policy_loss = _cross_entropy(state.policy_logits, batch.policy)
     value_loss = _cross_entropy(state.value_logits, value_target)
-    q_loss = _cross_entropy(torch.stack(q_logits, 1), value_target[:, :-1])
-    reward_loss = _cross_entropy(torch.stack(reward_logits, 1), reward_target)
+    q_loss = _cross_entropy(q_logits, value_target[:, :-1])
+    reward_loss = _cross_entropy(reward_logits, reward_target)
     chance_loss = _cross_entropy(chance_logits, code_target)
+    surprise = _consistency(target or model, batch, latents[1:]) if consistency else torch.zeros_like(reward_loss)
     commitment = (code_target - code.soft.reshape(sequences, unroll, -1)).square().sum(-1)
 
     state_scale = batch.state_mask.float()
@@ -146,6 +170,7 @@ def unroll_losses(model: StochasticMuZero, batch: TrainingBatch) -> tuple[LossTe
         chance=mean(chance_loss, step_scale),
         reward=mean(reward_loss, step_scale),
         commitment=mean(commitment, step_scale),
+        consistency=mean(surprise, state_scale[:, 1:]),
     )
     with torch.no_grad():
         prior = state.policy_logits[:, 0].softmax(-1)

@@ -1,13 +1,20 @@
-"""Searches stored observations anew with the present weights (MuZero Unplugged, Schrittwieser et al. 2021)."""
+"""Old experience in the light of new weights, and the same past lived differently."""
+
+from collections import deque
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agent.planner import Planner
+from agent.policy import Observations
 from agent.replay import Replay
+from agent.self_play import SelfPlay
 
 
 def reanalyse(replay: Replay, planner: Planner, count: int, rng: np.random.Generator) -> None:
-    """Refresh policy and root value of `count` stored records, in place: fresher targets for whoever samples them.
+    """Search `count` stored records anew and refresh their policy and root value in place: fresher targets for whoever
+    samples them (MuZero Unplugged, Schrittwieser et al. 2021).
 
     The search is the quiet one: exploration noise belongs to the acting, not to the target.
     """
@@ -15,3 +22,70 @@ def reanalyse(replay: Replay, planner: Planner, count: int, rng: np.random.Gener
     observations, mask = replay.read(rows, columns)
     result, _ = planner.plan(observations, action_mask=mask)
     replay.refresh(rows, columns, result.action_weights, result.root_value)
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A vector environment whose position can be saved: a resumed run goes on mid-episode."""
+
+    def get_state(self) -> Any:
+        """An array, or a tuple of arrays."""
+
+    def set_state(self, state: Any) -> None:
+        """Take up what `get_state` gave."""
+
+
+def offers_counterfactuals(env: Any) -> bool:
+    """Whether the environment says that a state set back meets the same chance again, whatever is done in it."""
+    return isinstance(env, Resumable) and bool(getattr(env, "counterfactual", False))
+
+
+class Moment(NamedTuple):
+    """Where every row of the real environments stood: enough to start again from there."""
+
+    state: Any
+    observations: Observations
+    mask: NDArray[np.bool_]
+    finished: NDArray[np.bool_]
+
+
+class SecondLives:
+    """Stored moments lived again under other actions, in an environment of their own (agent.md, "Learning").
+
+    Prices do not react to a small trader, so the same bars with other positions are also true experience, with exact
+    rewards. Each second life begins with a uniformly random action: positions that the policy has stopped taking are
+    looked at again with the values of today.
+    """
+
+    def __init__(self, actor: SelfPlay, *, states: int, length: int) -> None:
+        """actor: over an environment of its own that offers counterfactuals. states: moments kept. length: steps of a
+        second life."""
+        self.actor = actor
+        self.length = length
+        self.moments: deque[Moment] = deque(maxlen=states)
+        self.steps = 0
+
+    def remember(self, original: SelfPlay) -> None:
+        """Keep where the original actor stands now."""
+        state = original.env.get_state()  # type: ignore[attr-defined]
+        self.moments.append(Moment(state, original.observations, original.mask, original.finished))
+
+    def relive(self, replay: Replay) -> None:
+        """Live one stored moment again, drawn uniformly, and add what happens to `replay` as episodes of its own."""
+        actor = self.actor
+        moment = self.moments[int(actor.rng.integers(len(self.moments)))]
+        actor.env.set_state(moment.state)  # type: ignore[attr-defined]
+        actor.observations, actor.mask, actor.finished = moment.observations, moment.mask, moment.finished
+        before = actor.env_steps
+        for step in range(self.length):
+            forced = _random_actions(actor.mask, actor.rng) if step == 0 else None
+            replay.add(actor.step(forced))
+        replay.cut()
+        actor.returns.clear()
+        self.steps += actor.env_steps - before
+
+
+def _random_actions(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
+    """One allowed action [N] for each row of mask [N, A], uniformly."""
+    actions: NDArray[np.int64] = (rng.random(mask.shape) * mask).argmax(axis=1)
+    return actions

@@ -7,8 +7,8 @@ agent/targets.py). Observations are stored as the environment hands them out: an
 observations are large offers indices and a `decode` that gathers the real thing, and the replay need not know.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -66,6 +66,19 @@ class Batch:
     row: NDArray[np.int64]
     column: NDArray[np.int64]
     age: NDArray[np.int64]
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """One batch of several. Rows and columns keep pointing into the replay each part came from."""
+    parts = {
+        field.name: np.concatenate([getattr(batch, field.name) for batch in batches])
+        for field in fields(Batch)
+        if field.name != "observations"
+    }
+    names = batches[0].observations
+    return Batch(
+        observations={name: np.concatenate([batch.observations[name] for batch in batches]) for name in names}, **parts
+    )
 
 
 class Replay:

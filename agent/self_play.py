@@ -64,12 +64,15 @@ class SelfPlay:
         self.finished = np.zeros(rows, dtype=bool)
         self.episode_return = np.zeros(rows, dtype=np.float64)
 
-    def step(self) -> Record:
-        """Search, act, and return what happened as one record per row."""
+    def step(self, forced: NDArray[np.int64] | None = None) -> Record:
+        """Search, act, and return what happened as one record per row.
+
+        forced: [N] actions to take instead of exploring; the search's opinion is recorded all the same.
+        """
         rows = self.env.num_envs
         seeds = self.rng.integers(0, 2**63, size=rows, dtype=np.uint64)
         result, _ = self.planner.plan(self.observations, action_mask=self.mask, seeds=seeds, explore=True)
-        action = self._explore(result)
+        action = self._explore(result) if forced is None else forced
         observation, reward, terminated, truncated, infos = self.env.step(action)
         record = Record(
             observations=self.observations,

@@ -4,12 +4,14 @@ The schedule counts environment steps and updates, never seconds, so a run is a 
 seed: interrupted and resumed it draws the same curve. `minutes` only decides when to pause.
 """
 
+import copy
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast
 
 import gymnasium as gym
 import numpy as np
@@ -36,8 +38,8 @@ from agent.learner import Learner
 from agent.networks.model import StochasticMuZero
 from agent.planner import Decode, Planner
 from agent.policy import Observations
-from agent.reanalyse import reanalyse
-from agent.replay import Replay
+from agent.reanalyse import Moment, Resumable, SecondLives, offers_counterfactuals, reanalyse
+from agent.replay import Batch, Replay, concatenate
 from agent.self_play import SelfPlay
 from agent.spaces import action_count, as_observations, stored_entries
 
@@ -52,17 +54,6 @@ class EnvFactory(Protocol):
 
     def validation(self, num_envs: int, seed: int) -> VectorEnv:
         """Where the best checkpoint is chosen: data the training environments never show."""
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """A vector environment whose position can be saved, so that a resumed run continues mid-episode."""
-
-    def get_state(self) -> Any:
-        """An array, or a tuple of arrays."""
-
-    def set_state(self, state: Any) -> None:
-        """Take up what `get_state` gave."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +96,9 @@ class Trainer:
         torch.manual_seed(settings.seed)
         self.config = config
         self.settings = settings
+        self._envs = envs
         self.console = Console(stderr=True)
-        seeds = np.random.SeedSequence(settings.seed).generate_state(4)
+        seeds = np.random.SeedSequence(settings.seed).generate_state(5)
         env = envs.train(config.self_play.num_envs, int(seeds[0]))
         self.validation = envs.validation(config.training.evaluation_episodes, int(seeds[1]))
         self.validation_seed = int(seeds[1])
@@ -120,24 +112,55 @@ class Trainer:
         actions = action_count(env.single_action_space)
         self.model = StochasticMuZero(shapes, actions, config.network)
         self.learner = Learner(
-            self.model, config.learner, decode=decode or (lambda entries: entries), device=torch.device("cpu")
+            self.model,
+            config.learner,
+            decode=decode or (lambda entries: entries),
+            device=learning_device(config.learner.device),
         )
+        self.target = copy.deepcopy(self.model).requires_grad_(False) if config.learner.target_every else None
         self.planner = Planner(self.model, config.search, decode=decode)
         self.validation_planner = Planner(self.model, config.search, decode=decoder(self.validation))
+        self.reanalyser = self.planner if self.target is None else Planner(self.target, config.search, decode=decode)
         self.actor = SelfPlay(env, self.planner, config, seed=int(seeds[2]))
-        self.replay = Replay(
-            config.replay,
-            rows=config.self_play.num_envs,
-            actions=actions,
-            observations=stored_entries(env.single_observation_space),
-            discount=config.discount,
-        )
+        self.replay = self._make_replay(config.replay.capacity_steps)
         self.rng = np.random.default_rng(int(seeds[3]))
+        self.second_lives: SecondLives | None = None
+        if config.replay.counterfactual_ratio:
+            self._prepare_second_lives(int(seeds[0]), int(seeds[4]))
         self.owed = 0.0  # updates that the replay ratio allows and that have not been made yet
         self.best_score: float | None = None
         self.seconds = 0.0
+        self._clock = _Clock()
+        self._counted = 0, 0
         self._sums: dict[str, float] = {}
         self._count = 0
+
+    def _make_replay(self, capacity_steps: int) -> Replay:
+        env = self.actor.env
+        return Replay(
+            self.config.replay.model_copy(update={"capacity_steps": capacity_steps}),
+            rows=self.config.self_play.num_envs,
+            actions=action_count(env.single_action_space),
+            observations=stored_entries(env.single_observation_space),
+            discount=self.config.discount,
+        )
+
+    def _prepare_second_lives(self, env_seed: int, seed: int) -> None:
+        replay, env = self.config.replay, self.actor.env
+        if not offers_counterfactuals(env):
+            raise ValueError(
+                f"replay.counterfactual_ratio {replay.counterfactual_ratio}: expected an environment that can be set "
+                f"back (get_state, set_state and counterfactual = True), found {type(env).__name__}. Set it to 0"
+            )
+        again = self._envs.train(self.config.self_play.num_envs, env_seed)
+        again.reset(seed=env_seed)
+        self.second_lives = SecondLives(
+            SelfPlay(again, self.planner, self.config, seed=seed),
+            states=replay.counterfactual_states,
+            length=replay.counterfactual_length,
+        )
+        self.second_replay = self._make_replay(round(replay.capacity_steps * replay.counterfactual_ratio))
+        self._lives_owed = 0.0
 
     @property
     def checkpoints(self) -> Path:
@@ -157,6 +180,10 @@ class Trainer:
         arrays = load_training_arrays(path)
         state = metadata.state
         self._load_optimiser(arrays)
+        self.learner.load_scaler_state(state["scaler"])
+        if self.target is not None:
+            saved = _under(arrays, "target.")
+            self.target.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in saved.items()})
         self.replay.set_state(_under(arrays, "replay."))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"].copy()))
         self.rng.bit_generator.state = state["rng"]
@@ -175,9 +202,35 @@ class Trainer:
         else:
             self.actor.reset(state["reset_seed"])
         self.actor.returns = [float(value) for value in state["returns"]]
+        if self.second_lives is not None:
+            self._resume_second_lives(self.second_lives, state["second_lives"], arrays)
+        self._counted = (
+            self.actor.env_steps + (self.second_lives.steps if self.second_lives else 0),
+            self.learner.updates,
+        )
         self._sums, self._count = dict(state["diagnostic_sums"]), state["diagnostic_count"]
         self.planner.refresh()
+        self.reanalyser.refresh()
         self._cut_metrics()
+
+    def _resume_second_lives(
+        self, lives: SecondLives, state: dict[str, Any], arrays: dict[str, NDArray[np.generic]]
+    ) -> None:
+        self.second_replay.set_state(_under(arrays, "second.replay."))
+        lives.actor.rng.bit_generator.state = state["rng"]
+        lives.actor.env_steps, lives.steps = state["env_steps"], state["steps"]
+        self._lives_owed = state["owed"]
+        like = lives.actor.env.get_state()  # type: ignore[attr-defined]
+        for index in range(state["moments"]):
+            saved = _under(arrays, f"second.moment.{index}.")
+            lives.moments.append(
+                Moment(
+                    state=_state_from_bytes(_under(saved, "state."), like),
+                    observations=_under(saved, "observation."),
+                    mask=saved["mask"].astype(bool),
+                    finished=saved["finished"].astype(bool),
+                )
+            )
 
     def run(self) -> Evaluation | None:
         """Train. Returns the last evaluation made, None if there was none."""
@@ -192,7 +245,9 @@ class Trainer:
         ):
             bar = progress.add_task("training", total=training.env_steps, completed=self.actor.env_steps)
             while self.actor.env_steps < training.env_steps:
-                self.replay.add(self.actor.step())
+                with self._clock.acting():
+                    self.replay.add(self.actor.step())
+                    self._relive()
                 progress.update(bar, completed=self.actor.env_steps)
                 if self.replay.steps < self.config.replay.min_steps:
                     continue
@@ -200,8 +255,9 @@ class Trainer:
                 due = int(self.owed)
                 self.owed -= due
                 first = self.learner.updates
-                for _ in range(due):
-                    self._learn()
+                with self._clock.learning():
+                    for _ in range(due):
+                        self._learn()
                 if due:
                     self.planner.refresh()
                 self.seconds = before + time.monotonic() - started
@@ -217,28 +273,71 @@ class Trainer:
                 self._save_latest()
         return last
 
+    def _relive(self) -> None:
+        """Second lives in their proportion to the first ones; a moment is kept as often as one is lived again."""
+        lives = self.second_lives
+        if lives is None:
+            return
+        self._lives_owed += self.config.replay.counterfactual_ratio / lives.length
+        if self._lives_owed >= 1.0 or not lives.moments:
+            lives.remember(self.actor)
+        while self._lives_owed >= 1.0:
+            lives.relive(self.second_replay)
+            self._lives_owed -= 1.0
+
+    def _sample(self) -> list[tuple[Replay, Batch]]:
+        """What to learn from: first lives, and second ones in their proportion once there are any."""
+        size, unroll = self.config.learner.batch_size, self.config.learner.unroll
+        ratio = self.config.replay.counterfactual_ratio
+        second = round(size * ratio / (1.0 + ratio)) if self.second_lives and self.second_replay.size > 1 else 0
+        parts = [(self.replay, self.replay.sample(size - second, unroll, self.rng))]
+        if second:
+            parts.append((self.second_replay, self.second_replay.sample(second, unroll, self.rng)))
+        return parts
+
     def _learn(self) -> None:
-        batch = self.replay.sample(self.config.learner.batch_size, self.config.learner.unroll, self.rng)
-        diagnostics, error = self.learner.update(batch)
-        self.replay.set_priorities(batch, error)
+        parts = self._sample()
+        batch = parts[0][1] if len(parts) == 1 else concatenate([part for _, part in parts])
+        diagnostics, error = self.learner.update(batch, self.target)
+        start = 0
+        for replay, part in parts:
+            replay.set_priorities(part, error[start : start + len(part.row)])
+            start += len(part.row)
+        every = self.config.learner.target_every
+        if self.target is not None and self.learner.updates % every == 0:
+            self.target.load_state_dict(self.model.state_dict())
         count = round(self.config.replay.reanalyse_ratio * self.config.learner.batch_size)
         if count:
-            self.planner.refresh()
-            reanalyse(self.replay, self.planner, count, self.rng)
+            if self.target is None or self.learner.updates % every == 0:
+                self.reanalyser.refresh()
+            reanalyse(self.replay, self.reanalyser, count, self.rng)
         for name, value in diagnostics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
 
     def _evaluate(self, board: SummaryWriter) -> Evaluation:
         self.validation_planner.refresh()
-        result = evaluate(self.validation, self.validation_planner, seed=self.validation_seed)
+        result = evaluate(
+            self.validation, self.validation_planner, seed=self.validation_seed, discount=self.config.discount
+        )
+        # What planning adds: the same network, acting without it.
+        prior = evaluate(self.validation, self.validation_planner, seed=self.validation_seed, simulations=0)
+        calibration = result.calibration
         row: dict[str, Any] = {
             "env_steps": self.actor.env_steps,
             "updates": self.learner.updates,
             "seconds": round(self.seconds, 3),
             "score": result.score,
             "score_standard_error": result.standard_error,
+            "prior_score": prior.score,
             "action_share": [round(float(share), 4) for share in result.action_share],
+            "action_changes": result.action_changes,
+            "value/bias": None if calibration is None else calibration.bias,
+            "value/slope": None if calibration is None else calibration.slope,
+            "replay/ratio": self.learner.updates * self.config.learner.batch_size / self.actor.env_steps,
+            "replay/steps": self.replay.steps,
+            "counterfactual_steps": 0 if self.second_lives is None else self.second_lives.steps,
+            **self._speeds(),
         }
         returns = self.actor.take_returns()
         row["self_play_return"] = float(np.mean(returns)) if returns else None
@@ -262,10 +361,28 @@ class Trainer:
         )
         return result
 
+    def _acted(self) -> int:
+        """Steps searched and taken, in first and second lives."""
+        return self.actor.env_steps + (0 if self.second_lives is None else self.second_lives.steps)
+
+    def _speeds(self) -> dict[str, float | None]:
+        """Since the last look; the only entries of the curve, beside the seconds, that two equal runs differ in."""
+        clock, self._clock = self._clock, _Clock()
+        steps, updates = self._acted() - self._counted[0], self.learner.updates - self._counted[1]
+        self._counted = self._acted(), self.learner.updates
+        per_second = steps / clock.acted if clock.acted > 0 else None
+        return {
+            "speed/env_steps_per_s": per_second,
+            "speed/simulations_per_s": None if per_second is None else per_second * self.config.search.simulations,
+            "speed/updates_per_s": updates / clock.learnt if clock.learnt > 0 else None,
+        }
+
     def _save_latest(self) -> None:
         arrays: dict[str, NDArray[np.generic]] = {"torch_rng": torch.get_rng_state().numpy()}
         arrays |= {f"replay.{name}": array for name, array in self.replay.get_state().items()}
         arrays |= self._optimiser_arrays()
+        if self.target is not None:
+            arrays |= {f"target.{name}": value.cpu().numpy() for name, value in self.target.state_dict().items()}
         bookkeeping: dict[str, Any] = {
             "rng": self.rng.bit_generator.state,
             "actor_rng": self.actor.rng.bit_generator.state,
@@ -274,7 +391,17 @@ class Trainer:
             "returns": list(self.actor.returns),
             "diagnostic_sums": self._sums,
             "diagnostic_count": self._count,
+            "scaler": self.learner.scaler_state(),
         }
+        if self.second_lives is not None:
+            arrays |= _second_life_arrays(self.second_lives, self.second_replay)
+            bookkeeping["second_lives"] = {
+                "moments": len(self.second_lives.moments),
+                "steps": self.second_lives.steps,
+                "env_steps": self.second_lives.actor.env_steps,
+                "rng": self.second_lives.actor.rng.bit_generator.state,
+                "owed": self._lives_owed,
+            }
         if isinstance(self.actor.env, Resumable):
             arrays |= {f"env.{name}": array for name, array in _state_as_bytes(self.actor.env.get_state()).items()}
             arrays |= {f"actor.observation.{k}": np.asarray(v) for k, v in self.actor.observations.items()}
@@ -352,6 +479,45 @@ class Trainer:
             console=self.console,
             disable=not self.console.is_terminal,
         )
+
+
+class _Clock:
+    """Seconds spent acting and learning."""
+
+    def __init__(self) -> None:
+        self.acted = self.learnt = 0.0
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.acted += time.monotonic() - started
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.learnt += time.monotonic() - started
+
+
+def learning_device(name: str) -> torch.device:
+    """The device to learn on. Raises ValueError when a GPU is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ValueError(
+            "learner.device cuda: expected a CUDA GPU that torch can use, found none. Set learner.device to auto or cpu"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def _second_life_arrays(lives: SecondLives, replay: Replay) -> dict[str, NDArray[np.generic]]:
+    arrays = {f"second.replay.{name}": array for name, array in replay.get_state().items()}
+    for index, moment in enumerate(lives.moments):
+        prefix = f"second.moment.{index}"
+        arrays |= {f"{prefix}.state.{name}": array for name, array in _state_as_bytes(moment.state).items()}
+        arrays |= {f"{prefix}.observation.{name}": np.asarray(entry) for name, entry in moment.observations.items()}
+        arrays |= {f"{prefix}.mask": moment.mask, f"{prefix}.finished": moment.finished}
+    return arrays
 
 
 def _crossed(before: int, after: int, every: int) -> bool:

@@ -46,6 +46,7 @@ class MarketVectorEnv(VectorEnv[Observations, NDArray[np.int64], NDArray[Any]]):
     """
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP, "render_modes": []}  # noqa: RUF012 - as Gymnasium has it
+    counterfactual = True  # draws are addressed by bar: a state set back meets the same market under other actions
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ Whatever backbone reads the observation, the core is the same small residual MLP
 Legend: B batch, A actions, C chance codes, L latent, H hidden, V atoms.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,36 @@ from agent.search.weights import CoreWeights
 _MINMAX_EPSILON = 1e-5
 
 
+class _MinMax(torch.autograd.Function):
+    """(x − min)/(max − min + ε) with its gradient written out: a third of the operations of the composed one, and
+    the learner's time on a CPU is mostly operations, not arithmetic."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        low, where_low = x.min(-1, keepdim=True)
+        high, where_high = x.max(-1, keepdim=True)
+        width = high - low + _MINMAX_EPSILON
+        y: Tensor = (x - low) / width
+        context.save_for_backward(y, width, where_low, where_high)
+        return y
+
+    @staticmethod
+    def backward(context: Any, *gradients: Any) -> Tensor:
+        y, width, where_low, where_high = context.saved_tensors
+        scaled: Tensor = gradients[0] / width
+        pulled = (scaled * y).sum(-1, keepdim=True)
+        total = scaled.sum(-1, keepdim=True)
+        # ∂y/∂max = −y/width and ∂y/∂min = (y − 1)/width, summed over the row, land on the two extreme entries.
+        scaled = scaled.scatter_add(-1, where_high, -pulled)
+        return scaled.scatter_add(-1, where_low, pulled - total)
+
+
 def minmax(x: Tensor) -> Tensor:
-    """Scale each row of [B, L] to [0, 1] (MuZero App. G): latents stay in the range of embeddings added to them."""
-    low = x.amin(-1, keepdim=True)
-    high = x.amax(-1, keepdim=True)
-    return (x - low) / (high - low + _MINMAX_EPSILON)
+    """Scale each row of [B, L] to [0, 1] (MuZero App. G): latents stay in the range of embeddings added to them.
+
+    Where several entries share an extreme, the first one gets the extreme's gradient."""
+    scaled: Tensor = _MinMax.apply(x)  # type: ignore[no-untyped-call]
+    return scaled
 
 
 class Afterstate(NamedTuple):
@@ -86,18 +111,34 @@ class RecurrentCore(nn.Module):
         self.policy_head = _quiet_linear(hidden, actions)
         self.value_head = _quiet_linear(hidden, support_count)
 
+    # The two steps of the dynamics and the heads that read them are apart, so that the learner, which takes K steps
+    # one after the other, can read all K with one product each.
+
+    def act(self, latent: Tensor, action: Tensor) -> Tensor:
+        """φ. latent: [B, L], action: [B] int64. Returns the afterstate [B, L]."""
+        out, _ = self.afterstate_block(latent + self.action_embedding[action])
+        return minmax(out)
+
+    def happen(self, afterstate: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        """g without its reward head. code: [B, C], a vector so that a straight-through gradient can pass. Returns the
+        next latent [B, L] and the hidden activation [B, H] that holds the reward on the way to it."""
+        out, hidden = self.dynamics_block(afterstate + code @ self.code_embedding)
+        return minmax(out), hidden
+
     def afterstate(self, latent: Tensor, action: Tensor) -> Afterstate:
         """φ then ψ. latent: [B, L], action: [B] int64."""
-        out, _ = self.afterstate_block(latent + self.action_embedding[action])
-        after = minmax(out)
-        hidden = torch.relu(self.afterstate_hidden(after))
+        after = self.act(latent, action)
+        hidden = self.read_afterstate(after)
         return Afterstate(after, self.chance_head(hidden), self.q_head(hidden))
 
+    def read_afterstate(self, afterstate: Tensor) -> Tensor:
+        """The hidden activation [B, H] that ψ's two heads share."""
+        return torch.relu(self.afterstate_hidden(afterstate))
+
     def dynamics(self, afterstate: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """g. code: [B, C], a vector so that a straight-through gradient can pass. Returns the next latent [B, L]
-        and the logits of the reward on the way to it [B, V]."""
-        out, hidden = self.dynamics_block(afterstate + code @ self.code_embedding)
-        return minmax(out), self.reward_head(hidden)
+        """g. Returns the next latent [B, L] and the logits of the reward on the way to it [B, V]."""
+        state, hidden = self.happen(afterstate, code)
+        return state, self.reward_head(hidden)
 
     def predict(self, latent: Tensor) -> State:
         """f."""

@@ -162,16 +162,20 @@ class Representation(nn.Module):
 class ChanceEncoder(nn.Module):
     """e: what chance did between two observations, as logits over C codes.
 
-    Reads (oₜ, oₜ₊₁) side by side with a backbone of its own. There is no decoder: a code means whatever helps
-    to predict reward, value and policy (Antonoglou et al. 2022, §4).
+    Reads (oₜ, oₜ₊₁, oₜ₊₁ − oₜ) side by side with a backbone of its own: the difference is what happened, and an
+    untrained reader of the pair alone sees mostly what both have in common and gives every pair the same code. There
+    is no decoder: a code means whatever helps to predict reward, value and policy (Antonoglou et al. 2022, §4).
     """
 
     def __init__(self, shapes: Shapes, *, backbone: Backbone, width: int, depth: int, codes: int) -> None:
         super().__init__()
-        pairs = {name: (*shape[:-1], 2 * shape[-1]) for name, shape in shapes.items()}
-        self.reader = ObservationReader(pairs, backbone=backbone, width=width, depth=depth, outputs=codes)
+        triples = {name: (*shape[:-1], 3 * shape[-1]) for name, shape in shapes.items()}
+        self.reader = ObservationReader(triples, backbone=backbone, width=width, depth=depth, outputs=codes)
 
     def forward(self, observations: Mapping[str, Tensor], successors: Mapping[str, Tensor]) -> Tensor:
-        pairs = {name: torch.cat([observations[name], successors[name]], dim=-1) for name in observations}
-        logits: Tensor = self.reader(pairs)
+        triples = {}
+        for name, before in observations.items():
+            after = successors[name]
+            triples[name] = torch.cat([before, after, after - before], dim=-1)
+        logits: Tensor = self.reader(triples)
         return logits

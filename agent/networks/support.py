@@ -47,7 +47,7 @@ def two_hot(x: Tensor, atoms: Tensor) -> Tensor:
 
     x: [...] raw units, clipped to the support. atoms: [V] ascending. Returns [..., V], rows sum to 1.
     """
-    x = x.clamp(float(atoms[0]), float(atoms[-1]))
+    x = x.clamp(atoms[0], atoms[-1])
     upper = torch.searchsorted(atoms, x.contiguous()).clamp(1, len(atoms) - 1)
     low, high = atoms[upper - 1], atoms[upper]
     weight = (x - low) / (high - low)

@@ -48,12 +48,12 @@ def batch() -> TrainingBatch:
 
 def _encoder_gradient(model: StochasticMuZero, batch: TrainingBatch, term: Callable[[LossTerms], Tensor]) -> float:
     model.zero_grad()
-    terms, _ = unroll_losses(model, batch)
+    terms, _ = unroll_losses(model, batch, consistency=True)
     term(terms).backward()
     return sum(float(p.grad.abs().sum()) for p in model.encoder.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("term", ["reward", "value", "policy", "q", "commitment"])
+@pytest.mark.parametrize("term", ["reward", "value", "policy", "q", "commitment", "consistency"])
 def test_the_encoder_learns_from(term: str, model: StochasticMuZero, batch: TrainingBatch) -> None:
     assert _encoder_gradient(model, batch, lambda terms: terms.items()[term]) > 1e-6
 
@@ -104,3 +104,20 @@ def test_masked_steps_change_nothing(model: StochasticMuZero, batch: TrainingBat
     before, after = masked(batch.reward, batch.value), masked(garbage_reward, garbage_value)
     for name, value in before.items().items():
         assert value.item() == after.items()[name].item(), name
+
+
+def test_consistency_measures_the_distance_to_the_represented_observations(
+    model: StochasticMuZero, batch: TrainingBatch
+) -> None:
+    """Against a plain loop over steps; and its target is no way for gradient to reach the representation."""
+    terms, _ = unroll_losses(model, batch, consistency=True)
+    core = model.core
+    at = [{name: entry[:, k] for name, entry in batch.observations.items()} for k in range(UNROLL + 1)]
+    latent = model.representation(at[0])
+    total = torch.zeros(SEQUENCES)
+    for k in range(UNROLL):
+        code = model.encode(at[k], at[k + 1]).one_hot
+        latent, _ = core.dynamics(core.afterstate(latent, batch.action[:, k]).latent, code)
+        total += 0.5 * (latent - model.representation(at[k + 1])).square().sum(-1) / UNROLL
+    torch.testing.assert_close(terms.consistency, total.mean())
+    assert unroll_losses(model, batch)[0].consistency.item() == 0.0

@@ -68,6 +68,12 @@ def test_minmax_of_a_constant_row_is_finite() -> None:
     assert torch.equal(minmax(torch.full((2, 8), 3.0)), torch.zeros(2, 8))
 
 
+def test_minmax_has_the_gradient_of_its_formula() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(minmax, (x,))
+
+
 def test_export_gives_the_compiled_search_the_same_numbers() -> None:
     torch.manual_seed(0)
     model = StochasticMuZero(SHAPES, 3, NetworkConfig(latent=16, hidden=24, codes=4, support_atoms=11))
