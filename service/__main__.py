@@ -22,6 +22,7 @@ from service.limits import TokenBuckets
 from service.settings import Settings, read_settings
 
 KEY_FILE = "keys.json"
+SESSION_FILE = "sessions.json"
 FIRST_KEY = "first"
 
 app = make_app("Serve trading decisions of a checkpoint over REST.")
@@ -65,8 +66,11 @@ def serve(
 
     from configs.checkpoints import find_checkpoint
     from service.app import create_app
+    from service.ledger_desk import LedgerDesk
     from service.model import Serving, load_model
     from service.runtime import Service
+    from service.server import Server
+    from service.sessions import Sessions
 
     source = find_checkpoint(checkpoint, runs=settings.runs, models=settings.models)
     listener = _listen(host, port)
@@ -85,9 +89,16 @@ def serve(
         ),
         config=config,
         checkpoint_roots=(settings.runs, settings.models),
+        sessions=Sessions(
+            settings.state / SESSION_FILE,
+            limit=config.session_limit,
+            lifetime_seconds=config.session_seconds,
+            idle_seconds=config.session_idle_seconds,
+        ),
+        ledger=LedgerDesk.from_config(settings.ledger_url, config),
     )
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             create_app(service),
             log_config=None,
@@ -95,7 +106,8 @@ def serve(
             server_header=False,
             proxy_headers=False,  # a client could write its own address there and dodge the rate limit
             timeout_graceful_shutdown=timeout_graceful_shutdown,
-        )
+        ),
+        on_stop=service.stop,
     )
     _announce(model.label, _url(host, listener.getsockname()[1]), new_key, checkpoint)
     server.run(sockets=[listener])

@@ -33,9 +33,9 @@ log = logging.getLogger("service.auth")
 class Scope(StrEnum):
     """What a key allows. Scopes do not include one another."""
 
-    READ = "read"  # models and, later, the ledger
+    READ = "read"  # models and the ledger
     ACT = "act"  # decisions
-    CONTROL = "control"  # change what is served
+    CONTROL = "control"  # change what is served, and what the paper trader may do
 
 
 ALL_SCOPES = frozenset(Scope)
@@ -178,7 +178,8 @@ class Authenticator:
         """The key a client presented. Raises Unauthorized, or TooManyRequests after too many wrong ones."""
         if presented is None:
             raise Unauthorized(
-                'expected an API key in the header "X-API-Key: KEY" or "Authorization: Bearer KEY", found none'
+                'expected an API key in the header "X-API-Key: KEY" or "Authorization: Bearer KEY", or a browser '
+                "logged in at /login, found neither"
             )
         # Refused before the key is looked at, so that guessing goes no faster when one guess is right.
         wait = self._failures.wait(client)

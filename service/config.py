@@ -21,3 +21,16 @@ class ServiceConfig(BaseModel):
     failed_login_burst: int = Field(20, ge=1, description="wrong keys a client may present at once")
     idempotency_entries: int = Field(1024, ge=1, description="answers remembered for a repeated Idempotency-Key")
     idempotency_seconds: float = Field(24 * 3600.0, gt=0, description="how long an answer is remembered")
+    session_limit: int = Field(
+        64, ge=1, description="browsers that may be logged in at once; the least used goes first"
+    )
+    session_seconds: float = Field(7 * 24 * 3600.0, gt=0, description="longest a login lasts")
+    session_idle_seconds: float = Field(24 * 3600.0, gt=0, description="a login that is not used ends after this")
+    ledger_workers: int = Field(2, ge=1, description="threads that read the ledger")
+    ledger_queue_limit: int = Field(32, ge=1, description="reads that may wait or run; one more is refused with 503")
+    ledger_deadline_seconds: float = Field(5.0, gt=0, description="longest a read of the ledger may take")
+    stream_clients: int = Field(32, ge=1, description="open event streams; one more is refused with 503")
+    stream_poll_seconds: float = Field(
+        0.5, gt=0, description="how often the ledger is asked for news, while anyone listens"
+    )
+    stream_keepalive_seconds: float = Field(15.0, gt=0, description="longest silence on an event stream")

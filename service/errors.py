@@ -1,7 +1,7 @@
 """What a caller can do wrong, and what can go wrong for him. Each error knows its status and its stable name.
 
     ServiceError
-    ├── Unauthorized 401 · Forbidden 403 · Conflict 409 · ReloadRefused 409
+    ├── Unauthorized 401 · Forbidden 403 · NotFound 404 · Conflict 409 · ReloadRefused 409
     ├── BodyTooLarge 413 · UnsupportedMediaType 415 · InvalidRequest 422
     ├── TooManyRequests 429          (Retry-After)
     ├── InvalidModelOutput 500
@@ -48,6 +48,12 @@ class Forbidden(ServiceError):
     """A known key without the scope an endpoint asks for."""
 
     status, name = 403, "forbidden"
+
+
+class NotFound(ServiceError):
+    """Nothing is stored under that name."""
+
+    status, name = 404, "not_found"
 
 
 class Conflict(ServiceError):

@@ -54,9 +54,11 @@ class Envelope:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                headers = message.get("headers", ())
+                chosen = {name for name, _ in headers}  # a route may know better, as for files that never change
                 message["headers"] = [
-                    *message.get("headers", ()),
-                    *SECURITY_HEADERS,
+                    *headers,
+                    *(header for header in SECURITY_HEADERS if header[0] not in chosen),
                     (b"x-request-id", request_id.encode()),
                 ]
             await send(message)

@@ -16,7 +16,7 @@ from service.batcher import Timed
 from service.checkpoints import checkpoint_within
 from service.errors import Conflict, InvalidRequest, ReloadRefused, Unavailable
 from service.model import Answer, ModelError, ServedModel
-from service.openapi import openapi_document, request_body
+from service.openapi import errors, idempotency_header, openapi_document, request_body
 from service.outlook import outlook
 from service.runtime import Job, Service
 from service.schemas import (
@@ -24,7 +24,6 @@ from service.schemas import (
     ActResponse,
     BatchRequest,
     BatchResponse,
-    ErrorBody,
     Health,
     Latency,
     ModelDescription,
@@ -33,27 +32,13 @@ from service.schemas import (
     ReloadResponse,
     SearchStatistics,
 )
+from service.sessions import COOKIE, Session, require_csrf_token, require_same_origin
 from service.wire import parse, read_body, request_id, write, write_json
 
 router = APIRouter()
 
+_SAFE_METHODS: Final = ("GET", "HEAD")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
-
-_ERRORS: Final = {
-    401: "no key, or one that is not known",
-    403: "the key lacks the scope",
-    409: "the Idempotency-Key was used with another body, or the reload was refused",
-    413: "the body is larger than the service reads",
-    415: "the body is not said to be JSON",
-    422: "the request is understood and wrong",
-    429: "too many requests or too many wrong keys; see Retry-After",
-    503: "not now; see Retry-After",
-    504: "no decision before the deadline",
-}
-
-
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorBody, "description": _ERRORS[status]} for status in statuses}
 
 
 # --- who asks --------------------------------------------------------------------------------------------------------
@@ -74,7 +59,7 @@ def client_of(request: Request) -> str:
 
 
 class Allowed:
-    """A dependency that lets through whoever presents a key with one scope."""
+    """A dependency that lets through whoever presents a key with one scope, or the cookie of a login with one."""
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -88,9 +73,26 @@ class Allowed:
         authenticator = service_of(request).authenticator
         client = client_of(request)
         authenticator.charge(client)
-        key = authenticator.authenticate(client, header or (bearer.credentials if bearer else None))
+        presented = header or (bearer.credentials if bearer else None)
+        session = session_of(request) if presented is None else None
+        if session is None:
+            key = authenticator.authenticate(client, presented)
+        else:
+            key = session.key
+            if request.method not in _SAFE_METHODS:
+                require_same_origin(request.headers)
+                require_csrf_token(session, request.headers)
         require(key, self.scope)
         return key
+
+
+def session_of(request: Request) -> Session | None:
+    """The login a browser's cookie stands for."""
+    cookie = request.cookies.get(COOKIE)
+    if cookie is None:
+        return None
+    service = service_of(request)
+    return service.sessions.find(cookie, service.authenticator.keys())
 
 
 MayRead = Annotated[ApiKey, Depends(Allowed(Scope.READ))]
@@ -110,14 +112,14 @@ async def healthz() -> Response:
 @router.get(
     "/readyz",
     response_model=Readiness,
-    responses=_errors(503),
+    responses=errors(503),
     tags=["operations"],
     summary="The service can decide",
 )
 async def readyz(request: Request) -> Response:
     """503 lists the reasons why not."""
     service = service_of(request)
-    reasons = service.not_ready()
+    reasons = [*service.not_ready(), *await service.paper.not_ready()]
     if reasons:
         raise Unavailable("; ".join(reasons), retry_after=1.0)
     return write(Readiness(model=service.serving.model.label))
@@ -125,10 +127,12 @@ async def readyz(request: Request) -> Response:
 
 @router.get("/metrics", tags=["operations"], summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """Counts, latencies and the queue, in the Prometheus text format."""
+    """Counts, latencies, the queue and the paper account, in the Prometheus text format."""
     service = service_of(request)
     service.metrics.queue_depth.set(service.batcher.depth)
     service.metrics.worker_busy_seconds.set(service.batcher.busy_seconds)
+    service.metrics.listeners.set(service.broadcast.listeners)
+    service.metrics.paper(await service.paper.status_if_known())
     return Response(service.metrics.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
@@ -138,20 +142,8 @@ async def metrics(request: Request) -> Response:
 @router.post(
     "/v1/act",
     response_model=ActResponse,
-    responses=_errors(401, 403, 409, 413, 415, 422, 429, 503, 504),
-    openapi_extra={
-        **request_body(ActRequest),
-        "parameters": [
-            {
-                "name": "Idempotency-Key",
-                "in": "header",
-                "required": False,
-                "description": "a repetition with the same key and body gets the first answer; another body gets 409. "
-                "Remembered in memory: a restart forgets",
-                "schema": {"type": "string", "pattern": r"^[\x21-\x7e]{1,128}$"},
-            }
-        ],
-    },
+    responses=errors(401, 403, 409, 413, 415, 422, 429, 503, 504),
+    openapi_extra={**request_body(ActRequest), **idempotency_header()},
     tags=["decisions"],
     summary="What should the position be?",
 )
@@ -163,7 +155,7 @@ async def act(request: Request, key: MayAct) -> Response:
     begin = time.perf_counter()
     service = service_of(request)
     body = await read_body(request, service.config.body_limit)
-    idempotency_key = _idempotency_key(request)
+    idempotency_key = idempotency_key_of(request)
 
     async def compute() -> bytes:
         [response] = await _decide(service, [parse(ActRequest, body)], request_id(request), begin)
@@ -171,14 +163,14 @@ async def act(request: Request, key: MayAct) -> Response:
 
     if idempotency_key is None:
         return write_json(await compute())
-    content, replayed = await service.idempotency.answer(key.name, idempotency_key, body, compute)
-    return write_json(content, {"Idempotent-Replay": "true"} if replayed else None)
+    answer = await service.idempotency.answer(f"{key.name} act", idempotency_key, body, compute)
+    return write_json(answer.content, answer.headers)
 
 
 @router.post(
     "/v1/act/batch",
     response_model=BatchResponse,
-    responses=_errors(401, 403, 413, 415, 422, 429, 503, 504),
+    responses=errors(401, 403, 413, 415, 422, 429, 503, 504),
     openapi_extra=request_body(BatchRequest),
     tags=["decisions"],
     summary="Several decisions, all or none",
@@ -247,7 +239,7 @@ def _response(
 @router.get(
     "/v1/model",
     response_model=ModelDescription,
-    responses=_errors(401, 403, 429),
+    responses=errors(401, 403, 429),
     tags=["model"],
     summary="What is served, and what it wants to be asked",
 )
@@ -259,7 +251,7 @@ async def model(request: Request, _: MayRead) -> Response:
 @router.post(
     "/v1/model/reload",
     response_model=ReloadResponse,
-    responses=_errors(401, 403, 409, 413, 415, 422, 429),
+    responses=errors(401, 403, 409, 413, 415, 422, 429),
     openapi_extra=request_body(ReloadRequest, required=False),
     tags=["model"],
     summary="Serve another checkpoint, or the same one anew; any failure keeps the present one",
@@ -290,7 +282,8 @@ async def openapi(request: Request, _: MayRead) -> dict[str, Any]:
     return openapi_document(request.app)
 
 
-def _idempotency_key(request: Request) -> str | None:
+def idempotency_key_of(request: Request) -> str | None:
+    """The Idempotency-Key of a request, if it has one. Raises InvalidRequest."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest("Idempotency-Key: expected 1 to 128 printable ASCII characters without spaces")

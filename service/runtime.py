@@ -9,8 +9,12 @@ from service.auth import Authenticator
 from service.batcher import Batcher
 from service.config import ServiceConfig
 from service.idempotency import IdempotencyCache
+from service.ledger_desk import LedgerDesk
 from service.metrics import Metrics
 from service.model import Answer, Question, ServedModel, Serving
+from service.paper_watch import PaperWatch
+from service.sessions import Sessions
+from service.stream import Broadcast, Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +37,8 @@ def decide(jobs: Sequence[Job]) -> list[Answer | Exception]:
 class Service:
     """What the routes work with.
 
-    now: seconds since the epoch. checkpoint_roots: where a reload may load from.
+    now: seconds since the epoch. checkpoint_roots: where a reload may load from. sessions: logged-in browsers; by
+    default none yet, and forgotten with the process. ledger: where paper trading is looked up; by default nowhere.
     """
 
     def __init__(
@@ -43,17 +48,32 @@ class Service:
         *,
         config: ServiceConfig | None = None,
         checkpoint_roots: Sequence[Path] = (),
+        sessions: Sessions | None = None,
+        ledger: LedgerDesk | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.config = config or ServiceConfig()
         self.serving = serving
         self.authenticator = authenticator
         self.checkpoint_roots = tuple(checkpoint_roots)
+        self.sessions = Sessions(None) if sessions is None else sessions
         self.now = now
         self.metrics = Metrics()
         self.metrics.model(serving.model.label)
+        self.ledger = LedgerDesk.from_config(None, self.config) if ledger is None else ledger
         self.idempotency = IdempotencyCache(
-            entries=self.config.idempotency_entries, seconds=self.config.idempotency_seconds
+            entries=self.config.idempotency_entries,
+            seconds=self.config.idempotency_seconds,
+            ledger=self.ledger,
+            now=now,
+        )
+        self.paper = PaperWatch(self.ledger, now=now)
+        self.broadcast = Broadcast(
+            Source(self.paper.head, self.paper.after),
+            limit=self.config.stream_clients,
+            poll_seconds=self.config.stream_poll_seconds,
+            keepalive_seconds=self.config.stream_keepalive_seconds,
+            stopping=lambda: self.stopping,
         )
         self.batcher: Batcher[Job, Answer] = Batcher(
             decide,
@@ -73,7 +93,13 @@ class Service:
             reasons.append(f"the worker has been on one batch for {self.batcher.busy_seconds:.0f} s")
         return reasons
 
+    def stop(self) -> None:
+        """Say that the end is near: no longer ready, and event streams end. Safe to call from a signal handler."""
+        self.stopping = True
+
     async def close(self) -> None:
         """Answer what waits and stop."""
         self.stopping = True
         await self.batcher.close()
+        self.sessions.save()
+        self.ledger.close()

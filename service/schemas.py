@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 MAX_SIMULATIONS = 512
 MAX_BATCH_ROWS = 64
@@ -92,6 +92,12 @@ class ReloadRequest(_Request):
         description="a checkpoint directory under the runs or models directory of the service, such as "
         "demo/checkpoints/best; default: where the present model was loaded from",
     )
+
+
+class LoginRequest(_Request):
+    """A key to log a browser in with."""
+
+    key: SecretStr = Field(min_length=1, max_length=512, description="an API key with scope read")
 
 
 class Outlook(_Response):
@@ -205,6 +211,15 @@ class Readiness(_Response):
 
     status: Literal["ready"] = "ready"
     model: str
+
+
+class SessionDescription(_Response):
+    """A browser's login."""
+
+    name: str = Field(description="name of the key it stands for")
+    scopes: list[str]
+    csrf_token: str = Field(description="goes into the header X-CSRF-Token of every request that changes something")
+    expires_ms: int = Field(description="latest end, epoch ms; a login that is not used ends earlier")
 
 
 class ErrorBody(_Response):

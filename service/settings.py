@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.auth import MINIMUM_SECRET_LENGTH
 
 ENVIRONMENT_PREFIX = "SMU0_"
+LEDGER_FILE = "ledger.sqlite3"
 
 
 class Settings(BaseSettings):
@@ -25,9 +26,24 @@ class Settings(BaseSettings):
     api_key: Annotated[SecretStr, Field(min_length=MINIMUM_SECRET_LENGTH)] | None = Field(
         None, description="a key with every scope, beside those in the key file"
     )
-    state: Path = Field(Path("var/service"), description="directory the service writes to: the key file")
+    state: Path = Field(
+        Path("var/service"),
+        description="directory the service writes to: the key file, logins, and by default the ledger",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        description="where the ledger is, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE; default: "
+        "ledger.sqlite3 in the state directory",
+    )
     runs: Path = Field(Path("var/runs"), description="where training runs lie")
     models: Path = Field(Path("models"), description="where bundled models lie")
+
+    @property
+    def ledger_url(self) -> str:
+        """The ledger's database. May hold a password: never log it."""
+        if self.database_url is not None:
+            return self.database_url.get_secret_value()
+        return f"sqlite:///{self.state / LEDGER_FILE}"
 
 
 def read_settings() -> Settings:

@@ -68,9 +68,9 @@ def write(model: BaseModel) -> Response:
     return write_json(model.model_dump_json().encode())
 
 
-def write_json(content: bytes, headers: dict[str, str] | None = None) -> Response:
+def write_json(content: bytes, headers: dict[str, str] | None = None, *, status: int = 200) -> Response:
     """Bytes that are JSON already."""
-    return Response(content, media_type=_JSON, headers=headers)
+    return Response(content, status_code=status, media_type=_JSON, headers=headers)
 
 
 def write_service_error(request: Request, error: ServiceError) -> Response:

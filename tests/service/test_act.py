@@ -155,7 +155,16 @@ PROTECTED = [
     ("GET", "/v1/model", Scope.READ),
     ("POST", "/v1/model/reload", Scope.CONTROL),
     ("GET", "/openapi.json", Scope.READ),
+    ("GET", "/v1/signal/{symbol}", Scope.READ),
+    *(
+        ("GET", f"/v1/paper/{view}", Scope.READ)
+        for view in ("status", "positions", "equity", "decisions", "fills", "bars", "events")
+    ),
+    *(("POST", f"/v1/paper/{command}", Scope.CONTROL) for command in ("halt", "resume", "flatten", "reset")),
 ]
+STREAM = ("GET", "/v1/stream")  # never ends by itself: test_stream.py asks it
+OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics")}
+LOGIN = {("POST", "/v1/session"), ("GET", "/v1/session"), ("DELETE", "/v1/session")}  # test_sessions.py
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), PROTECTED)
@@ -170,8 +179,8 @@ def test_nothing_but_health_and_metrics_answers_without_a_key(
 def test_the_list_of_protected_endpoints_above_is_complete(service: Service) -> None:
     documented = openapi_document(create_app(service))["paths"]
     found = {(method.upper(), path) for path, methods in documented.items() for method in methods}
-    protected = {(method, path) for method, path, _ in PROTECTED if path != "/openapi.json"}
-    assert found - protected == {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/metrics")}
+    protected = {(method, path) for method, path, _ in PROTECTED if path != "/openapi.json"} | {STREAM}
+    assert found - protected == OPEN | LOGIN
 
 
 @pytest.mark.parametrize(("method", "path", "scope"), PROTECTED)

@@ -21,8 +21,8 @@ class Compute:
 def test_a_repetition_gets_the_first_answer() -> None:
     async def main() -> None:
         cache, compute = IdempotencyCache(entries=8, seconds=60.0), Compute()
-        assert await cache.answer("bot", "k", b"body", compute) == (b"answer 1", False)
-        assert await cache.answer("bot", "k", b"body", compute) == (b"answer 1", True)
+        assert await cache.answer("bot", "k", b"body", compute) == (b"answer 1", False, "memory")
+        assert await cache.answer("bot", "k", b"body", compute) == (b"answer 1", True, "memory")
 
     asyncio.run(main())
 
@@ -31,7 +31,7 @@ def test_repetitions_at_the_same_time_compute_once() -> None:
     async def main() -> None:
         cache, compute = IdempotencyCache(entries=8, seconds=60.0), Compute()
         answers = await asyncio.gather(*(cache.answer("bot", "k", b"body", compute) for _ in range(20)))
-        assert {content for content, _ in answers} == {b"answer 1"}
+        assert {answer.content for answer in answers} == {b"answer 1"}
         assert compute.calls == 1
 
     asyncio.run(main())
@@ -50,8 +50,8 @@ def test_another_body_under_the_same_key_is_a_conflict() -> None:
 def test_owners_do_not_see_each_other() -> None:
     async def main() -> None:
         cache, compute = IdempotencyCache(entries=8, seconds=60.0), Compute()
-        assert await cache.answer("a", "k", b"body", compute) == (b"answer 1", False)
-        assert await cache.answer("b", "k", b"other", compute) == (b"answer 2", False)
+        assert await cache.answer("a", "k", b"body", compute) == (b"answer 1", False, "memory")
+        assert await cache.answer("b", "k", b"other", compute) == (b"answer 2", False, "memory")
 
     asyncio.run(main())
 
@@ -64,7 +64,7 @@ def test_a_failure_is_not_remembered() -> None:
         cache, compute = IdempotencyCache(entries=8, seconds=60.0), Compute()
         with pytest.raises(RuntimeError):
             await cache.answer("bot", "k", b"body", fail)
-        assert await cache.answer("bot", "k", b"body", compute) == (b"answer 1", False)
+        assert await cache.answer("bot", "k", b"body", compute) == (b"answer 1", False, "memory")
 
     asyncio.run(main())
 
@@ -78,9 +78,9 @@ def test_memory_is_bounded_in_number_and_age() -> None:
         for key in "abc":
             await cache.answer("bot", key, b"body", compute)
         assert len(cache) == 2
-        assert (await cache.answer("bot", "c", b"body", compute))[1]
-        assert not (await cache.answer("bot", "a", b"body", compute))[1]  # the oldest was forgotten
+        assert (await cache.answer("bot", "c", b"body", compute)).replayed
+        assert not (await cache.answer("bot", "a", b"body", compute)).replayed  # the oldest was forgotten
         now = 61.0
-        assert not (await cache.answer("bot", "a", b"other", compute))[1]  # and this one has expired
+        assert not (await cache.answer("bot", "a", b"other", compute)).replayed  # and this one has expired
 
     asyncio.run(main())
