@@ -1,17 +1,19 @@
 """Whole SQLite ledgers as files: complete or not there at all, and never over another file."""
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine
 
-from service.ledger.errors import LedgerFull, LedgerInconsistent, LedgerUnreachable
+from service.ledger.errors import LedgerBusy, LedgerFull, LedgerInconsistent, LedgerUnreachable
 
-_NO_SPACE = 28  # errno.ENOSPC
+_PAUSE_SECONDS: Final = 0.1
+_PATIENCE_SECONDS: Final = 5.0
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def new_file(target: Path) -> Iterator[Path]:
     except FileExistsError:
         raise ValueError(f"{target}: somebody made this file meanwhile. Choose another name") from None
     except OSError as error:
-        kind = LedgerFull if error.errno == _NO_SPACE else LedgerUnreachable
+        kind = LedgerFull if error.errno == errno.ENOSPC else LedgerUnreachable
         raise kind(f"{target}: the copy cannot be written ({error.strerror}). Choose another directory") from error
     finally:
         for name in (part, *beside(part)):
@@ -47,9 +49,26 @@ def copy_pages(engine: Engine, target: Path) -> None:
     """
     with engine.connect() as connection, closing(sqlite3.connect(target)) as copy:
         driver: Any = connection.connection.driver_connection
-        driver.backup(copy)
+        copy_database(driver, copy, str(target))
         copy.execute("PRAGMA journal_mode = DELETE")
     check_pages(target)
+
+
+def copy_database(source: sqlite3.Connection, target: sqlite3.Connection, place: str) -> None:
+    """Replace everything in `target` by `source`, as one transaction of each.
+
+    Raises LedgerBusy when another process keeps writing to either; by itself the driver would wait for ever.
+    """
+    waited = 0.0
+
+    def watch(status: int, _remaining: int, _total: int) -> None:
+        nonlocal waited
+        if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            waited += _PAUSE_SECONDS
+            if waited > _PATIENCE_SECONDS:
+                raise LedgerBusy(f"{place}: another process is writing and did not finish in time; try again")
+
+    source.backup(target, progress=watch, sleep=_PAUSE_SECONDS)
 
 
 def check_pages(file: Path) -> None:

@@ -23,11 +23,17 @@ _VERSION_TABLE: Final = "alembic_version"
 
 
 def prepare(
-    engine: Engine, url: URL, *, may_migrate: bool, scripts: Path = SCRIPTS, target: str = SCHEMA_VERSION
+    engine: Engine,
+    url: URL,
+    *,
+    may_migrate: bool,
+    keep_copy: bool = True,
+    scripts: Path = SCRIPTS,
+    target: str = SCHEMA_VERSION,
 ) -> None:
     """Leave a database whose schema is `target`, or raise.
 
-    scripts: directory of Alembic migrations. Raises LedgerTooNew, LedgerTooOld, LedgerUnreachable (nothing there yet)
+    keep_copy: keep a SQLite ledger beside itself before it is changed. scripts: directory of Alembic migrations. Raises LedgerTooNew, LedgerTooOld, LedgerUnreachable (nothing there yet)
     or LedgerInconsistent (something else is there).
     """
     with engine.connect() as connection, for_reading(connection).begin():
@@ -49,7 +55,7 @@ def prepare(
             f'run "python -m service ledger migrate"'
         )
     file = sqlite_file(url)
-    if found is not None and file is not None:
+    if keep_copy and found is not None and file is not None:
         # SQLite has no other way back. A server is backed up by who runs it, or with "python -m service ledger backup".
         keep_beside(engine, file, f"schema-{found}")
     with _without_foreign_keys(engine) as connection, for_writing(connection).begin():
