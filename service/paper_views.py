@@ -6,7 +6,7 @@ that are stored as JSON text go out as the text they are.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from operator import attrgetter
 from typing import Any, Final
@@ -29,7 +29,7 @@ from service.ledger.schema import (
     RiskStateRow,
     RunRow,
 )
-from service.ledger.store import Reader, Standing
+from service.ledger.store import Page, Reader, Standing
 from service.paper.heartbeat import PROCESS, SILENT_SECONDS, HeartbeatState
 from service.paper_schemas import (
     AccountView,
@@ -121,14 +121,21 @@ def list_equity(read: Reader, since: int | None, limit: int) -> bytes:
     return _list(read, read.equity, _EQUITY, "ts", since, limit)
 
 
-def _list(read: Reader, ask: Any, encoder: RowEncoder, moment: str, since: int | None, limit: int) -> bytes:
+def _list(
+    read: Reader,
+    ask: Callable[[str, Page], Sequence[Any]],
+    encoder: RowEncoder,
+    moment: str,
+    since: int | None,
+    limit: int,
+) -> bytes:
     run = read.active_run()
     if run is None:
         return no_rows()
     if since is None:
-        rows = ask(run.id, order="newest", limit=limit)[::-1]
+        rows = ask(run.id, Page(order="newest", limit=limit))[::-1]
     else:
-        rows = ask(run.id, since=since, order="oldest", limit=limit)
+        rows = ask(run.id, Page(since=since, order="oldest", limit=limit))
     following = getattr(rows[-1], moment) + 1 if rows else None
     head = {"run_id": run.id, "detail": None if rows else _NOTHING, "next_since": following}
     return encoder.listing(head, rows)

@@ -202,7 +202,7 @@ class Reader:
         """How many there are of each status that occurs."""
         c = schema.decision.c
         counted = select(c.status, func.count()).where(c.run_id == run_id).group_by(c.status)
-        return dict(self._connection.execute(counted).tuples().all())
+        return {row.status: int(row[1]) for row in self._connection.execute(counted)}
 
     def count_fills(self, run_id: str) -> int:
         c = schema.fill.c

@@ -3,26 +3,50 @@
 import asyncio
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import torch
 
 from agent.checkpoint import METADATA, CheckpointMetadata, CodeMeaning, Counters, save_checkpoint
 from agent.networks.model import StochasticMuZero
+from agent.policy import Decision
 from configs.experiment import Experiment, parse_experiment
 from data.bars import VALUE_COLUMNS, Bars
 from data.samples import load_sample
+from market_env import guards as guarding
+from market_env.guards import Cause, GuardConfig, Vitals
+from market_env.instrument import Instrument
 from service.app import create_app
 from service.auth import ALL_SCOPES, Authenticator, KeyFile, Scope
 from service.config import ServiceConfig
+from service.ledger.schema import (
+    AccountRow,
+    BarRow,
+    DecisionRow,
+    EquityRow,
+    FillRow,
+    HeartbeatRow,
+    OrderRow,
+    PositionRow,
+    RiskStateRow,
+    RunRow,
+)
+from service.ledger.store import Ledger, Writer
+from service.ledger_desk import LedgerDesk
 from service.limits import TokenBuckets
 from service.model import ServedModel, Serving, load_model
+from service.paper.heartbeat import HeartbeatState
+from service.paper.trader import Setup, Standing, Step, Verdict, take_bar
 from service.runtime import Service
+from service.sessions import Sessions
 
 WINDOW = 8
 EXPERIMENT: dict[str, Any] = {
@@ -155,8 +179,13 @@ MakeService = Callable[..., Service]
 
 
 @pytest.fixture
-def make_service(served: ServedModel, key_file: KeyFile, now: Callable[[], float], runs: Path) -> MakeService:
-    """A service around the shared model; fields of its configuration as keywords."""
+def make_service(
+    served: ServedModel, key_file: KeyFile, now: Callable[[], float], runs: Path, ledger_file: Path
+) -> MakeService:
+    """A service around the shared model; fields of its configuration as keywords.
+
+    It looks for a ledger where the fixture `ledger` makes one, and finds none where a test does not ask for that.
+    """
 
     def make(*, roots: tuple[Path, ...] = (runs,), model: ServedModel = served, **limits: Any) -> Service:
         config = ServiceConfig(**limits)
@@ -169,6 +198,8 @@ def make_service(served: ServedModel, key_file: KeyFile, now: Callable[[], float
             ),
             config=config,
             checkpoint_roots=roots,
+            sessions=Sessions(key_file.path.with_name("sessions.json"), now=now),
+            ledger=LedgerDesk.from_config(f"sqlite:///{ledger_file}", config),
             now=now,
         )
 
@@ -235,3 +266,231 @@ def make_client() -> Iterator[MakeClient]:
 def client(service: Service, headers: dict[str, str], make_client: MakeClient) -> httpx.Client:
     """A client with every scope."""
     return make_client(service, headers)
+
+
+# --- a ledger with a run in it ---------------------------------------------------------------------------------------
+
+PAPER_SEED = 7
+PAPER_BARS = 100  # of the end of the sample, which a run can go through
+RUN_ID = "run-1"
+
+
+def _document(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)
+
+
+class Restless:
+    """A policy that plans and then does something else each time, so that an account has fills to show."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.num_actions = inner.num_actions
+        self.asked = 0
+
+    def act(self, *args: Any, **kwargs: Any) -> Decision:
+        decision: Decision = self.inner.act(*args, **kwargs)
+        self.asked += 1
+        action = np.full_like(decision.action, self.asked // 3 % self.num_actions)
+        return replace(decision, action=action)
+
+
+class PaperRun:
+    """A paper run that writes into a ledger as the trader does: the same steps, one bar at a time."""
+
+    def __init__(
+        self, ledger: Ledger, model: ServedModel, bars: Bars, *, now: Callable[[], float], run_id: str = RUN_ID
+    ) -> None:
+        """now: seconds since the epoch, at which the process says that it lives."""
+        self.ledger = ledger
+        self.bars = bars
+        self.now = now
+        self.start = self.row = len(bars) - PAPER_BARS
+        self.run_id = run_id
+        market = model.experiment.market.for_evaluation()
+        model = replace(model, policy=Restless(model.policy))
+        self.setup = Setup(
+            model, market, Instrument.for_symbol(bars.symbol), PAPER_SEED, market.episode.initial_equity, GuardConfig()
+        )
+        self.standing = Standing.opened(self.setup, now_ms=0)
+        self.pending: int | None = None
+        self.start_close: float | None = None
+        with ledger.transaction() as write:
+            write.start_run(
+                RunRow(
+                    id=run_id, created_ms=self.now_ms, model=model.label, checkpoint_sha256=model.sha256,
+                    config_json="{}", market_json=market.model_dump_json(),
+                    instrument_json=self.setup.instrument.model_dump_json(), seed=PAPER_SEED, instrument=bars.symbol,
+                    timeframe=str(bars.timeframe), venue="replay", initial_equity=self.setup.initial_equity,
+                    code_version="test",
+                )
+            )  # fmt: skip
+            write.begin_trading(run_id, int(bars.timestamp[self.row]))
+            write.append_event("started", f"a run begins on {bars.symbol}", ts_ms=self.now_ms, run_id=run_id)
+        self.beat()
+
+    @property
+    def now_ms(self) -> int:
+        """The close of the last bar that was taken."""
+        return int(self.bars.timestamp[self.row - 1]) + self.bars.timeframe.milliseconds
+
+    def beat(self, *, ts_ms: int | None = None, **changes: Any) -> None:
+        """Say that the process lives. changes: fields of the heartbeat."""
+        state = {
+            "pid": 1, "started_local_ms": 0, "loops": self.row, "bars": self.row - self.start, "run_id": self.run_id,
+            "model": self.setup.model.label, "instrument": self.bars.symbol, "timeframe": str(self.bars.timeframe),
+            "venue": "replay", "feed": "ok", "feed_since_ms": 0, "last_error": None, "errors": 0, "retry_seconds": None,
+            "ledger_error": None, "venue_ms": self.now_ms, "clock_offset_ms": None, "clock_skew_ms": 0,
+            "last_bar_ts": int(self.bars.timestamp[self.row - 1]), "data_age_seconds": 0.5,
+            "next_bar_due_ms": self.now_ms + self.bars.timeframe.milliseconds, "mode": self.standing.guards.mode.value,
+            "mode_reason": self.standing.guards.reason, "degraded": None,
+        }  # fmt: skip
+        content = HeartbeatState(**{**state, **changes}).to_json()
+        with self.ledger.transaction() as write:
+            write.beat(
+                HeartbeatRow(
+                    process="paper", ts_ms=int(self.now() * 1000) if ts_ms is None else ts_ms, state_json=content
+                )
+            )
+
+    def advance(self, bars: int = 1) -> None:
+        """Close some bars."""
+        for _ in range(bars):
+            self._take_one()
+        self.beat()
+
+    def _take_one(self) -> None:
+        history = self.bars.slice(self.row + 1 - self.setup.history_bars, self.row + 1)
+        step = take_bar(
+            self.setup, self.standing, history, verdict=Verdict.DECIDE, vitals=Vitals(), stopwatch=time.perf_counter
+        )
+        self.row += 1
+        self.standing = step.standing
+        with self.ledger.transaction() as write:
+            self._record(write, step)
+
+    def _record(self, write: Writer, step: Step) -> None:
+        bar, record, thought, run_id, symbol = step.bar, step.record, step.thought, self.run_id, self.bars.symbol
+        timeframe, close_ms = str(self.bars.timeframe), bar.timestamp + bar.duration_ms
+        self.start_close = self.start_close or bar.close
+        write.insert_bars([
+            BarRow(
+                run_id=run_id, ts=bar.timestamp, instrument=symbol, timeframe=timeframe, open=bar.open, high=bar.high,
+                low=bar.low, close=bar.close, volume=bar.volume, received_ms=close_ms, status="used",
+            )
+        ])  # fmt: skip
+        if self.pending is not None:
+            write.settle_order(self.pending, "filled" if record.qty_filled else "cancelled", filled_in_ts=bar.timestamp)
+            if record.qty_filled:
+                costs = {
+                    name: getattr(record, name)
+                    for name in (
+                        "fee", "slippage_cost", "impact_cost", "latency_pnl", "gap_pnl", "bar_pnl", "funding",
+                        "liquidation_cost", "bad_debt", "arrival_price",
+                    )
+                }  # fmt: skip
+                write.insert_fill(
+                    FillRow(
+                        run_id=run_id, order_id=self.pending, instrument=symbol, bar_ts=bar.timestamp,
+                        quantity=record.qty_filled, price=record.fill_price, reference_price=bar.open,
+                        fraction=record.fill_fraction, **costs,
+                    )
+                )  # fmt: skip
+            self.pending = None
+        answer = None if thought is None else thought.answer
+        decision_id = write.insert_decision(
+            DecisionRow(
+                run_id=run_id, instrument=symbol, timeframe=timeframe, bar_ts=bar.timestamp, decided_ms=close_ms + 40,
+                status=step.status.value, reason=step.reason, mode=step.mode.value,
+                **({} if answer is None or thought is None else {
+                    "action": answer.action, "target_position": self.setup.model.target_positions[answer.action],
+                    "policy_json": _document(answer.policy), "prior_json": _document(answer.prior),
+                    "value": answer.value, "q_values_json": _document(answer.q_values),
+                    "visits_json": _document(answer.visits),
+                    "outlook_json": _document([one.model_dump() for one in thought.outlook]),
+                    "simulations": answer.simulations, "depth": answer.depth, "model": self.setup.model.label,
+                    "latency_ms": thought.latency_ms,
+                }),
+            )
+        )  # fmt: skip
+        if step.submission is not None:
+            order = step.submission.order
+            placed = order.quantity != 0.0
+            order_id = write.insert_order(
+                OrderRow(
+                    run_id=run_id, decision_id=decision_id, instrument=symbol, submitted_ts=order.decided_at,
+                    target_position=order.target, target_exposure=order.target, quantity=order.quantity,
+                    limit_price=order.limit_price, mark_price=order.mark_price, sigma=step.submission.sigma,
+                    median_volume=step.submission.median_volume, status="pending" if placed else "empty",
+                )
+            )  # fmt: skip
+            self.pending = order_id if placed else None
+        guards = step.standing.guards
+        write.insert_equity(
+            EquityRow(
+                run_id=run_id, ts=bar.timestamp, equity=record.equity, cash=record.cash, units=record.units,
+                exposure=record.exposure, close=bar.close, drawdown_fraction=guards.drawdown,
+                buy_and_hold_equity=self.setup.initial_equity * bar.close / self.start_close, record_json="{}",
+            )
+        )  # fmt: skip
+        write.put_position(
+            PositionRow(
+                run_id=run_id, instrument=symbol, units=record.units, average_price=bar.close if record.units else 0.0,
+                exposure=record.exposure, updated_ts=bar.timestamp,
+            )
+        )  # fmt: skip
+        write.put_account(
+            AccountRow(
+                run_id=run_id, cash=record.cash, equity=record.equity, peak_equity=guards.peak_equity,
+                session_state_json="{}", updated_ts=bar.timestamp,
+            )
+        )  # fmt: skip
+        self.put_guards(write)
+
+    def put_guards(self, write: Writer) -> None:
+        """What the guards remember."""
+        guards = self.standing.guards
+        write.put_risk_state(
+            RiskStateRow(
+                run_id=self.run_id, mode=guards.mode.value, reason=guards.reason, since_ms=guards.since_ms,
+                peak_equity=guards.peak_equity, day=guards.day, day_open_equity=guards.day_open_equity,
+                trades_today=guards.trades_today, exchange_errors=0, state_json=guards.model_dump_json(),
+            )
+        )  # fmt: skip
+
+    def handle_commands(self) -> None:
+        """Carry out what was asked, as the trader does."""
+        with self.ledger.transaction() as write:
+            for command in write.pending_commands():
+                guards, config, now_ms = self.standing.guards, self.setup.guards, self.now_ms
+                if command.kind == "resume":
+                    guards = guarding.resume(guards, config, now_ms=now_ms)
+                else:
+                    guards = guarding.halt(
+                        guards, config, cause=Cause.COMMAND, now_ms=now_ms, flatten=command.kind == "flatten",
+                        note=command.reason,
+                    )  # fmt: skip
+                self.standing = replace(self.standing, guards=guards)
+                write.finish_command(command.id, "done", f"now {guards.mode}", now_ms=now_ms)
+                write.append_event(
+                    "command", f"{command.kind}: {command.reason}", ts_ms=now_ms, severity="warning", run_id=self.run_id
+                )
+                self.put_guards(write)
+
+
+@pytest.fixture
+def ledger_file(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "ledger.sqlite3"
+
+
+@pytest.fixture
+def ledger(ledger_file: Path) -> Iterator[Ledger]:
+    """A ledger as the trader opens it; empty."""
+    ledger_file.parent.mkdir(parents=True, exist_ok=True)
+    with Ledger.open(f"sqlite:///{ledger_file}", writable=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def paper_run(ledger: Ledger, served: ServedModel, sample: Bars, now: Callable[[], float]) -> PaperRun:
+    """A run that has just begun."""
+    return PaperRun(ledger, served, sample, now=now)
