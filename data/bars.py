@@ -154,6 +154,15 @@ def concatenate(parts: list[Bars]) -> Bars:
     return _trusted(head.symbol, head.timeframe, head.venue, columns)
 
 
+def end_to_end(parts: list[Bars]) -> Bars:
+    """Series of one timeframe glued together whatever their times: for computing on many of them at once, where no row
+    looks across a seam. Not a dataset: its timestamps do not increase."""
+    if len({part.timeframe for part in parts}) != 1:
+        raise ValueError(f"Parts of different timeframes: {', '.join(map(repr, parts))}.")
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in COLUMNS}
+    return _trusted("several", parts[0].timeframe, "several", columns)
+
+
 def epoch_milliseconds(times: pd.Series | pd.Index) -> Times:
     """Date-times or integers [N] as int64 epoch ms. Integers are taken to *be* epoch ms."""
     if pd.api.types.is_integer_dtype(times.dtype):

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data import indicators
-from data.bars import FINGERPRINT_DIGITS, Bars, concatenate
+from data.bars import FINGERPRINT_DIGITS, Bars, concatenate, end_to_end
 from data.kernels import Floats
 from data.quality import Times
 from data.ta_catalog import Parameter, ta_spec
@@ -315,6 +315,34 @@ class FeatureSet:
                 yield known.timestamp[self.warmup - 1 :], self.compute(known)[self.warmup - 1 :]
             tail = known.slice(max(0, len(known) - (self.warmup - 1)), None)
 
+    def last_rows(self, series: Sequence[Bars], count: int) -> NDArray[np.float32]:
+        """The last `count` rows of the feature tables of several series of one timeframe: [len(series), count, F].
+
+        Equal to `compute(bars)[-count:]` of each to the last bit, at the price of one table: with finite memory it
+        does not matter what stands before the bars a row depends on, so the series are computed as if they were
+        one. Raises `ValueError` for a series of fewer than count + warmup - 1 bars.
+        """
+        needed = count + self.warmup - 1
+        for bars in series:
+            if len(bars) < needed:
+                raise ValueError(f"{bars!r}: {count} rows need {needed} bars, found {len(bars)}.")
+        tails = [bars.slice(len(bars) - needed, None) for bars in series]
+        if any(spec.anchored for spec in self.specs):
+            return np.stack([self.compute(bars)[-count:] for bars in tails])
+        together = max(1, _CHUNK_ROWS // needed)
+        table = np.empty((len(series), count, len(self.specs)), dtype=np.float32)
+        for first in range(0, len(tails), together):
+            part = tails[first : first + together]
+            statistics = TrailingStatistics(part[0] if len(part) == 1 else end_to_end(part))
+            for column, spec in enumerate(self.specs):
+                values = spec.compute(statistics).reshape(len(part), needed)[:, -count:]
+                if not np.isfinite(values).all():
+                    row = int(np.argmin(np.isfinite(values).all(axis=1)))
+                    raise _not_finite(spec, part[row])
+                np.clip(values, -FEATURE_LIMIT, FEATURE_LIMIT, out=values)
+                table[first : first + len(part), :, column] = values
+        return table
+
     def compute(self, bars: Bars) -> NDArray[np.float32]:
         """The feature table [N, F] float32, C-contiguous, within ±5.
 
@@ -330,10 +358,14 @@ class FeatureSet:
             for column, spec in enumerate(self.specs):
                 values = spec.compute(statistics)[warmup - 1 :]
                 if not np.isfinite(values).all():
-                    row = start + int(np.argmin(np.isfinite(values)))
-                    raise ArithmeticError(
-                        f"Feature {spec.name} is not finite at row {row} of {bars!r}: a defect of the feature, since "
-                        "every feature must be defined on every valid bar. Please report it with these bars."
-                    )
+                    raise _not_finite(spec, bars, start + int(np.argmin(np.isfinite(values))))
                 table[start:stop, column] = np.clip(values, -FEATURE_LIMIT, FEATURE_LIMIT)
         return table
+
+
+def _not_finite(spec: FeatureSpec, bars: Bars, row: int | None = None) -> ArithmeticError:
+    place = "in" if row is None else f"at row {row} of"
+    return ArithmeticError(
+        f"Feature {spec.name} is not finite {place} {bars!r}: a defect of the feature, since every feature must be "
+        "defined on every valid bar. Please report it with these bars."
+    )

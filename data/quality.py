@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from data.timeframe import Timeframe
@@ -65,6 +66,24 @@ def format_time(timestamp_ms: int) -> str:
     return f"{moment}Z"
 
 
+@njit(cache=True, nogil=True)
+def all_good(
+    timestamp: Times, open: Floats, high: Floats, low: Floats, close: Floats, volume: Floats, origin: int, step: int
+) -> bool:
+    """Whether no row breaks a rule: the rules of `find_violations` in one pass, without saying which."""
+    for row in range(len(timestamp)):
+        # The lowest price is above zero and the highest is finite, so all are; a NaN fails the comparison it is in.
+        if not (
+            0.0 < low[row] <= open[row] <= high[row] < np.inf
+            and low[row] <= close[row] <= high[row]
+            and 0.0 <= volume[row] < np.inf
+            and (timestamp[row] - origin) % step == 0
+            and (row == 0 or timestamp[row] > timestamp[row - 1])
+        ):
+            return False
+    return True
+
+
 def find_violations(
     timeframe: Timeframe,
     timestamp: Times,
@@ -78,6 +97,8 @@ def find_violations(
 
     All columns are [N]; `timestamp` in epoch ms. Rows are numbered from 0.
     """
+    if all_good(timestamp, open, high, low, close, volume, timeframe.origin_ms, timeframe.milliseconds):
+        return []  # as nearly always, and a tenth of the time of finding out what is wrong
     finite = np.isfinite(open)
     for column in (high, low, close, volume):
         finite &= np.isfinite(column)

@@ -103,6 +103,7 @@ class TaIndicator:
             warmup=memory + ANCHOR_CELL,
             compute=functools.partial(self._compute, parameters, memory),
             meaning=self.meaning,
+            anchored=True,
         )
 
     def _checked(self, given: Parameters) -> Parameters:

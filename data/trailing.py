@@ -79,6 +79,7 @@ class FeatureSpec:
     compute: statistics of N bars -> [N]; rows before warmup-1 hold no meaning.
     meaning: one line for people.
     version: raised when the definition changes, so that a checkpoint trained on the old one refuses to load.
+    anchored: a row also depends on the times of its bars, as points of one series.
     """
 
     name: str
@@ -86,3 +87,4 @@ class FeatureSpec:
     compute: Callable[[TrailingStatistics], Floats]
     meaning: str
     version: int = 1
+    anchored: bool = False

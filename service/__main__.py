@@ -4,6 +4,7 @@ Here the process is put together: settings, a checkpoint, keys, a socket. Heavy 
 needs them, so that --help answers at once.
 """
 
+import gc
 import json
 import logging
 import shlex
@@ -24,6 +25,7 @@ from service.settings import Settings, read_settings
 KEY_FILE = "keys.json"
 SESSION_FILE = "sessions.json"
 FIRST_KEY = "first"
+_COLLECT_AFTER = 20_000  # objects made and not freed; Python's own 700 means a collection every other request
 
 app = make_app("Serve trading decisions of a checkpoint over REST.")
 keys_app = make_app("API keys: only their hashes are stored, so a key is shown once, when it is made.")
@@ -109,6 +111,11 @@ def serve(
         ),
         on_stop=service.stop,
     )
+    # Nothing made so far is ever thrown away, so the garbage collector need not look at it again and again; and a
+    # request makes few cycles, so it need not look often (docs/decisions/0057).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
     _announce(model.label, _url(host, listener.getsockname()[1]), new_key, checkpoint)
     server.run(sockets=[listener])
 

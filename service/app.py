@@ -12,9 +12,10 @@ from starlette.requests import Request
 from configs.version import code_version
 from service.dashboard.routes import router as dashboard_router
 from service.errors import InvalidRequest, ServiceError
+from service.fast_lane import FastLane
 from service.middleware import Envelope
 from service.paper_routes import router as paper_router
-from service.routes import router
+from service.routes import act_directly, router
 from service.runtime import Service
 from service.wire import tell, write_error, write_service_error
 
@@ -46,6 +47,7 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(router)
     app.include_router(paper_router)
     app.include_router(dashboard_router)
+    app.add_middleware(FastLane, method="POST", path="/v1/act", handler=act_directly)
     app.add_middleware(Envelope, observe=service.metrics.request)
     app.add_exception_handler(ServiceError, _service_error)
     app.add_exception_handler(HTTPException, _framework_error)

@@ -8,8 +8,9 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from queue import SimpleQueue
+from threading import Thread
 from typing import Generic, TypeVar
 
 from service.errors import DeadlineExceeded, Unavailable
@@ -36,12 +37,30 @@ class _Ticket(Generic[Job, Answer]):
     job: Job
     future: "asyncio.Future[Timed[Answer]]"
     queued_at: float
+    waiting: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch(Generic[Job, Answer]):
+    tickets: "list[_Ticket[Job, Answer]]"
+    loop: asyncio.AbstractEventLoop  # that wants to hear of it
+
+
+@dataclass(frozen=True, eq=False)
+class _Outcome(Generic[Answer]):
+    """What the worker made of a batch: answers, or the error that spoilt it whole. begin, end: clock seconds."""
+
+    answers: Sequence[Answer | Exception]
+    error: Exception | None
+    begin: float
+    end: float
 
 
 class Batcher(Generic[Job, Answer]):
     """One worker thread and a bounded queue in front of it.
 
-    Everything but the work itself happens on the event loop, so there is nothing to lock.
+    Everything but the work itself happens on the event loop, so there is nothing to lock. The thread takes batches from
+    a queue and answers into the loop: one hop each way, where an executor needs three.
     """
 
     def __init__(
@@ -65,7 +84,8 @@ class Batcher(Generic[Job, Answer]):
         self._clock = clock
         self._on_batch = on_batch
         self._waiting: deque[_Ticket[Job, Answer]] = deque()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="search")
+        self._inbox: SimpleQueue[_Batch[Job, Answer] | None] = SimpleQueue()
+        self._worker: Thread | None = None
         self._busy_since: float | None = None
         self._batch_seconds = 0.0
         self._closed = False
@@ -104,14 +124,11 @@ class Batcher(Generic[Job, Answer]):
         tickets = [_Ticket[Job, Answer](job, loop.create_future(), now) for job in jobs]
         self._waiting.extend(tickets)
         self._start_if_idle()
+        patience = loop.call_later(self._deadline, self._expire, tickets)
         try:
-            async with asyncio.timeout(self._deadline):
-                return [await ticket.future for ticket in tickets]
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"no decision within {self._deadline:g} s; ask for fewer simulations or try again when it is quieter"
-            ) from None
+            return [await ticket.future for ticket in tickets]
         finally:
+            patience.cancel()
             for ticket in tickets:
                 self._abandon(ticket)
 
@@ -119,57 +136,77 @@ class Batcher(Generic[Job, Answer]):
         """Refuse what comes, finish what waits, stop the worker."""
         self._closed = True
         await self._idle.wait()
-        self._worker.shutdown(wait=False)
+        self._inbox.put(None)
 
     def _time_to_drain(self) -> float:
         """Rough seconds until the queue is empty, from the duration of the last batch."""
         batches = 1 + len(self._waiting) // self._max_batch
         return max(1.0, batches * self._batch_seconds)
 
+    def _expire(self, tickets: Sequence[_Ticket[Job, Answer]]) -> None:
+        for ticket in tickets:
+            if not ticket.future.done():
+                ticket.future.set_exception(
+                    DeadlineExceeded(
+                        f"no decision within {self._deadline:g} s; ask for fewer simulations or try again when it is "
+                        f"quieter"
+                    )
+                )
+
     def _abandon(self, ticket: _Ticket[Job, Answer]) -> None:
         """Take a ticket nobody waits for out of the queue; one that is being worked on is left alone."""
-        ticket.future.cancel()  # without effect on one that has its answer
-        if not ticket.future.cancelled():
+        if not ticket.future.cancel() and not ticket.future.cancelled():
             ticket.future.exception()  # looked at, so that asyncio does not complain of a failure nobody saw
-        elif ticket in self._waiting:
+        if ticket.waiting:
             self._waiting.remove(ticket)
+            ticket.waiting = False
 
     def _start_if_idle(self) -> None:
         if self._busy_since is not None or not self._waiting:
             return
-        batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+        tickets = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+        for ticket in tickets:
+            ticket.waiting = False
         self._busy_since = self._clock()
         self._idle.clear()
-        loop = asyncio.get_running_loop()
-        started = loop.run_in_executor(self._worker, self._run, [ticket.job for ticket in batch])
-        started.add_done_callback(lambda done: self._finish(batch, done))
+        if self._worker is None:
+            # A daemon: a search nobody waits for does not keep the process from ending.
+            self._worker = Thread(target=self._serve, name="search", daemon=True)
+            self._worker.start()
+        self._inbox.put(_Batch(tickets, asyncio.get_running_loop()))
 
-    def _run(self, jobs: list[Job]) -> tuple[Sequence[Answer | Exception], float, float]:
-        """On the worker thread: the answers, and when work on them began and ended."""
-        begin = self._clock()
-        return self._work(jobs), begin, self._clock()
+    def _serve(self) -> None:
+        """The worker thread."""
+        while (batch := self._inbox.get()) is not None:
+            begin = self._clock()
+            answers: Sequence[Answer | Exception] = ()
+            spoilt = None
+            try:
+                answers = self._work([ticket.job for ticket in batch.tickets])
+            except Exception as error:  # noqa: BLE001  whatever it is, it belongs to those who wait for this batch
+                spoilt = error
+            outcome = _Outcome(answers, spoilt, begin, self._clock())
+            try:
+                batch.loop.call_soon_threadsafe(self._finish, batch.tickets, outcome)
+            except RuntimeError:  # the loop has been closed: nobody is left to hear it
+                return
 
-    def _finish(
-        self,
-        batch: list[_Ticket[Job, Answer]],
-        done: "asyncio.Future[tuple[Sequence[Answer | Exception], float, float]]",
-    ) -> None:
-        error = done.exception()
-        if error is not None:
-            for ticket in batch:
+    def _finish(self, tickets: list[_Ticket[Job, Answer]], outcome: _Outcome[Answer]) -> None:
+        if outcome.error is not None:
+            for ticket in tickets:
                 if not ticket.future.done():
-                    ticket.future.set_exception(error)
+                    ticket.future.set_exception(outcome.error)
         else:
-            answers, begin, end = done.result()
-            self._batch_seconds = end - begin
-            self._on_batch(len(batch), end - begin)
-            for ticket, answer in zip(batch, answers, strict=True):
+            inference = outcome.end - outcome.begin
+            self._batch_seconds = inference
+            self._on_batch(len(tickets), inference)
+            for ticket, answer in zip(tickets, outcome.answers, strict=True):
                 if ticket.future.done():
                     continue
                 if isinstance(answer, Exception):
                     ticket.future.set_exception(answer)
                 else:
-                    ticket.future.set_result(Timed(answer, begin - ticket.queued_at, end - begin))
+                    ticket.future.set_result(Timed(answer, outcome.begin - ticket.queued_at, inference))
         self._busy_since = None
         self._start_if_idle()
         if self._busy_since is None:

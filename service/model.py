@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from market_env.actions import ActionGrid
 from market_env.instrument import Instrument
 from market_env.observation import ObservationBuilder
 from market_env.snapshot import AccountObserver, AccountSnapshot
+from service.bar_table import BarTable
 from service.errors import InvalidModelOutput, InvalidRequest
 from service.schemas import LARGEST_AMOUNT, SMALLEST_PRICE, AccountState, ActRequest, CodeStatistics, ModelDescription
 
@@ -43,6 +44,15 @@ class Question:
     """A request as the model sees it. window: [T, F] float32. account: [8] float32. simulations: None for its own."""
 
     window: NDArray[np.float32]
+    account: NDArray[np.float32]
+    simulations: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """A request whose features are still to be computed, which is cheaper for many at once. account: [8] float32."""
+
+    bars: Bars
     account: NDArray[np.float32]
     simulations: int | None
 
@@ -80,12 +90,14 @@ class ServedModel:
     loaded_at: datetime
     golden: Answer = field(repr=False)
 
-    @property
+    # Cached: asked for with every request, and nothing of them changes.
+
+    @cached_property
     def label(self) -> str:
         """Name and hash, as every answer carries them."""
         return f"{self.name}@{self.sha256[:12]}"
 
-    @property
+    @cached_property
     def timeframe(self) -> Timeframe:
         return Timeframe.parse(self.experiment.data.timeframe)
 
@@ -94,7 +106,7 @@ class ServedModel:
         """T, bars of features in an observation."""
         return self.experiment.market.observation.window
 
-    @property
+    @cached_property
     def required_bars(self) -> int:
         """Bars that make exactly one observation: the first feature row of the window needs its warm-up before it."""
         return self.window + self.features.warmup - 1
@@ -103,13 +115,16 @@ class ServedModel:
     def max_leverage(self) -> float:
         return self.experiment.market.actions.max_leverage
 
-    @property
+    @cached_property
     def target_positions(self) -> list[float]:
         """[A] what each action asks for, in the unit of a request's position."""
         return list(self.experiment.market.actions.levels)
 
-    def bars(self, request: ActRequest, now_ms: int) -> Bars:
-        """The request's bars, if they are what this model needs. Raises InvalidRequest."""
+    def bars(self, request: ActRequest, now_ms: int, table: BarTable | None = None) -> Bars:
+        """The request's bars, if they are what this model needs. Raises InvalidRequest.
+
+        table: the bars where they have been read already, for a request without.
+        """
         try:
             timeframe = Timeframe.parse(request.timeframe)
         except ValueError as error:
@@ -119,23 +134,23 @@ class ServedModel:
                 f"timeframe: expected {self.timeframe}, which {self.label} was trained on, found {timeframe}. Send "
                 f"bars of {self.timeframe} or serve another model"
             )
-        if len(request.bars) != self.required_bars:
+        if table is None:
+            table = BarTable.from_rows(request.bars)
+        if len(table.timestamp) != self.required_bars:
             raise InvalidRequest(
                 f"bars: expected exactly {self.required_bars} (window {self.window} + feature warm-up "
-                f"{self.features.warmup} - 1), found {len(request.bars)}. Send the last {self.required_bars} closed "
+                f"{self.features.warmup} - 1), found {len(table.timestamp)}. Send the last {self.required_bars} closed "
                 f"bars"
             )
-        # Timestamps are under 2^53, so exact in a float64.
-        table = np.fromiter(chain.from_iterable(request.bars), np.float64).reshape(-1, 1 + len(VALUE_COLUMNS))
-        columns = dict(zip(VALUE_COLUMNS, table.T[1:], strict=True))
+        columns = dict(zip(VALUE_COLUMNS, table.values, strict=True))
         try:
-            bars = Bars(request.symbol, timeframe, REQUEST_VENUE, table[:, 0].astype(np.int64), **columns)
+            bars = Bars(request.symbol, timeframe, REQUEST_VENUE, table.timestamp, **columns)
         except DataQualityError as error:
             raise InvalidRequest(f"bars: {error}") from None
-        if table[:, 1:].max() > LARGEST_AMOUNT or bars.low.min() < SMALLEST_PRICE:
+        if table.values.max() > LARGEST_AMOUNT or bars.low.min() < SMALLEST_PRICE:
             raise InvalidRequest(
                 f"bars: expected prices of at least {SMALLEST_PRICE:g} and amounts of at most {LARGEST_AMOUNT:g}, "
-                f"found {bars.low.min():g} and {table[:, 1:].max():g}. Express them in another unit: only ratios count"
+                f"found {bars.low.min():g} and {table.values.max():g}. Express them in another unit: only ratios count"
             )
         closed_at = timeframe.close_of(int(bars.timestamp[-1]))
         if closed_at > now_ms:
@@ -151,17 +166,24 @@ class ServedModel:
         closed_at = bars.timeframe.close_of(int(bars.timestamp[-1]))
         return now_ms - closed_at > STALE_AFTER_BARS * bars.timeframe.milliseconds
 
+    def sent(self, request: ActRequest, bars: Bars) -> Sent:
+        """What a request asks, but for its features. Raises InvalidRequest for an account that cannot be."""
+        return Sent(bars, self.account.observe(self._snapshot(request, bars)), request.simulations)
+
     def question(self, request: ActRequest, bars: Bars) -> Question:
         """The observation of a request: the one that training would have made of the same bars and account.
 
         Raises InvalidRequest for an account that cannot be.
         """
-        features = self.features.compute(bars)
-        return Question(
-            window=self.observation.window(features, len(features) - 1),
-            account=self.account.observe(self._snapshot(request, bars)),
-            simulations=request.simulations,
-        )
+        return self.questions([self.sent(request, bars)])[0]
+
+    def questions(self, requests: Sequence[Sent]) -> list[Question]:
+        """The observations of several requests, their features computed together."""
+        windows = self.features.last_rows([request.bars for request in requests], self.window)
+        return [
+            Question(window, request.account, request.simulations)
+            for window, request in zip(windows, requests, strict=True)
+        ]
 
     def _snapshot(self, request: ActRequest, bars: Bars) -> AccountSnapshot:
         if request.position < 0.0 and self.experiment.market.actions.spot:
@@ -192,6 +214,15 @@ class ServedModel:
         except ValueError as error:
             raise InvalidRequest(f"account: {error}") from None
 
+    def answer(self, requests: Sequence[Sent]) -> list[Answer | Exception]:
+        """Compute the features and decide; a request that fails gets its exception and spoils no other."""
+        try:
+            return self.decide(self.questions(requests))
+        except Exception as error:  # noqa: BLE001  whatever a feature raises belongs to the bars that caused it
+            if len(requests) == 1:
+                return [error]
+            return [answer for request in requests for answer in self.answer([request])]
+
     def decide(self, questions: Sequence[Question]) -> list[Answer | Exception]:
         """Answer each question; one that fails gets its exception and spoils no other."""
         answers: list[Answer | Exception] = [InvalidModelOutput("not asked")] * len(questions)
@@ -209,7 +240,7 @@ class ServedModel:
             if len(questions) == 1:
                 return [error]
             return [answer for question in questions for answer in self._decide_alike([question])]
-        return [_row(decision, row) for row in range(len(questions))]
+        return _answers(decision)
 
     def describe(self) -> ModelDescription:
         """For GET /v1/model."""
@@ -255,23 +286,30 @@ def ask(policy: Policy, grid: ActionGrid, questions: Sequence[Question]) -> Deci
     )
 
 
-def _row(decision: Decision, row: int) -> Answer | Exception:
-    """One row of a decision, or why nobody should trade on it."""
-    action = int(decision.action[row])
-    numbers = (decision.policy[row], decision.value[row], decision.q_values[row], decision.chance_probabilities[row])
-    if not all(np.isfinite(part).all() for part in numbers):
-        return InvalidModelOutput("the model's output is not finite; reload a sound checkpoint before trading on it")
-    return Answer(
-        action=action,
-        policy=decision.policy[row].tolist(),
-        prior=decision.prior[row].tolist(),
-        value=float(decision.value[row]),
-        q_values=decision.q_values[row].tolist(),
-        visits=decision.visits[row].tolist(),
-        simulations=decision.simulations,
-        depth=int(decision.depth[row]),
-        chance=decision.chance_probabilities[row, action],
-    )
+def _answers(decision: Decision) -> list[Answer | Exception]:
+    """The rows of a decision, or why nobody should trade on one."""
+    rows = len(decision.action)
+    numbers = (decision.policy, decision.value, decision.q_values, decision.chance_probabilities)
+    finite = np.all([np.isfinite(part).reshape(rows, -1).all(axis=1) for part in numbers], axis=0)
+    chosen = decision.chance_probabilities[np.arange(rows), decision.action]
+    columns = (decision.action, decision.policy, decision.prior, decision.value, decision.q_values, decision.visits)
+    lists = zip(*(column.tolist() for column in (*columns, decision.depth, finite)), chosen, strict=True)
+    return [
+        Answer(
+            action=action,
+            policy=policy,
+            prior=prior,
+            value=value,
+            q_values=q_values,
+            visits=visits,
+            simulations=decision.simulations,
+            depth=depth,
+            chance=chance,
+        )
+        if sound
+        else InvalidModelOutput("the model's output is not finite; reload a sound checkpoint before trading on it")
+        for action, policy, prior, value, q_values, visits, depth, sound, chance in lists
+    ]
 
 
 # --- loading ---------------------------------------------------------------------------------------------------------
@@ -373,7 +411,7 @@ def _warm_up(
         decisions = [ask(policy, grid, [question]) for _ in range(2)]
     except Exception as error:
         raise ModelError(f"checkpoint {name} fails on the golden input: {error}") from error
-    first, second = (_row(decision, 0) for decision in decisions)
+    first, second = (_answers(decision)[0] for decision in decisions)
     if isinstance(first, Exception) or isinstance(second, Exception):
         raise ModelError(f"checkpoint {name} gives NaN or infinity on the golden input. Restore it or retrain")
     if not grid.mask[first.action] or abs(sum(first.policy) - 1.0) > 1e-3:

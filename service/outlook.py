@@ -21,11 +21,16 @@ def outlook(probabilities: NDArray[np.float32], meanings: Mapping[int, CodeMeani
     probabilities: [C] of the codes after that action; [0] for a policy without a chance model.
     meanings: by code; a code that is absent was never given in training, and nothing is invented for it.
     """
-    order = np.argsort(-probabilities, kind="stable")
-    return [_outcome(int(code), float(probabilities[code]), meanings.get(int(code))) for code in order]
+    return [Outlook.model_validate(row) for row in outlook_rows(probabilities, meanings)]
 
 
-def _outcome(code: int, probability: float, meaning: CodeMeaning | None) -> Outlook:
-    if meaning is None:
-        return Outlook(code=code, probability=probability, mean_return=None, quantiles=None)
-    return Outlook(code=code, probability=probability, mean_return=meaning.mean, quantiles=meaning.quantiles)
+def outlook_rows(probabilities: NDArray[np.float32], meanings: Mapping[int, CodeMeaning]) -> list[dict[str, object]]:
+    """The same as plain rows, for an answer that has no time to check what it has just made."""
+    order = np.argsort(-probabilities, kind="stable").tolist()
+    chances = probabilities.tolist()
+    rows: list[dict[str, object]] = []
+    for code in order:
+        meaning = meanings.get(code)
+        known = (None, None) if meaning is None else (meaning.mean, meaning.quantiles)
+        rows.append({"code": code, "probability": chances[code], "mean_return": known[0], "quantiles": known[1]})
+    return rows

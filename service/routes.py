@@ -3,7 +3,6 @@
 import asyncio
 import re
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Request, Security
@@ -12,25 +11,22 @@ from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBea
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from service.auth import ApiKey, Scope, require
-from service.batcher import Timed
 from service.checkpoints import checkpoint_within
+from service.decisions import decide, read_request, read_requests
 from service.errors import Conflict, InvalidRequest, ReloadRefused, Unavailable
-from service.model import Answer, ModelError, ServedModel
+from service.model import ModelError
 from service.openapi import errors, idempotency_header, openapi_document, request_body
-from service.outlook import outlook
-from service.runtime import Job, Service
+from service.runtime import Service
 from service.schemas import (
     ActRequest,
     ActResponse,
     BatchRequest,
     BatchResponse,
     Health,
-    Latency,
     ModelDescription,
     Readiness,
     ReloadRequest,
     ReloadResponse,
-    SearchStatistics,
 )
 from service.sessions import COOKIE, Session, require_csrf_token, require_same_origin
 from service.wire import parse, read_body, request_id, write, write_json
@@ -96,7 +92,8 @@ def session_of(request: Request) -> Session | None:
 
 
 MayRead = Annotated[ApiKey, Depends(Allowed(Scope.READ))]
-MayAct = Annotated[ApiKey, Depends(Allowed(Scope.ACT))]
+_may_act = Allowed(Scope.ACT)
+MayAct = Annotated[ApiKey, Depends(_may_act)]
 MayControl = Annotated[ApiKey, Depends(Allowed(Scope.CONTROL))]
 
 
@@ -152,14 +149,24 @@ async def act(request: Request, key: MayAct) -> Response:
 
     The decision is the one a backtest of the same checkpoint takes on the same bars and account.
     """
+    return await _act(request, key)
+
+
+async def act_directly(request: Request) -> Response:
+    """The same without the framework's way here; see `service.fast_lane`."""
+    header = request.headers.get("x-api-key")
+    return await _act(request, await _may_act(request, header, None if header else await _bearer(request)))
+
+
+async def _act(request: Request, key: ApiKey) -> Response:
     begin = time.perf_counter()
     service = service_of(request)
     body = await read_body(request, service.config.body_limit)
     idempotency_key = idempotency_key_of(request)
 
     async def compute() -> bytes:
-        [response] = await _decide(service, [parse(ActRequest, body)], request_id(request), begin)
-        return response.model_dump_json().encode()
+        [answer] = await decide(service, [read_request(body)], request_id(request), begin)
+        return answer
 
     if idempotency_key is None:
         return write_json(await compute())
@@ -179,58 +186,10 @@ async def act_batch(request: Request, _: MayAct) -> Response:
     """Up to 64 independent decisions. The limit on the body's size comes first: about 40 windows of 320 bars."""
     begin = time.perf_counter()
     service = service_of(request)
-    requests = parse(BatchRequest, await read_body(request, service.config.body_limit)).requests
+    requests = read_requests(await read_body(request, service.config.body_limit))
     service.authenticator.charge(client_of(request), len(requests) - 1)
-    results = await _decide(service, requests, request_id(request), begin)
-    return write(BatchResponse(results=results))
-
-
-async def _decide(service: Service, requests: Sequence[ActRequest], request_id: str, begin: float) -> list[ActResponse]:
-    """Ask the model of this moment for every request. begin: perf_counter seconds at which the request arrived."""
-    model = service.serving.model
-    now_ms = int(service.now() * 1000)
-    windows = []
-    for row, request in enumerate(requests):
-        try:
-            bars = model.bars(request, now_ms)
-            windows.append((bars, Job(model, model.question(request, bars))))
-        except InvalidRequest as error:
-            raise error if len(requests) == 1 else InvalidRequest(f"requests.{row}: {error.detail}") from None
-    answers = await service.batcher.submit_all([job for _, job in windows])
-    responses = []
-    for (bars, _), timed in zip(windows, answers, strict=True):
-        service.metrics.decision(timed.answer.action, timed.queue)
-        responses.append(
-            _response(
-                model, timed, bar_ts=int(bars.timestamp[-1]), stale=model.is_stale(bars, now_ms),
-                request_id=request_id, begin=begin,
-            )
-        )  # fmt: skip
-    return responses
-
-
-def _response(
-    model: ServedModel, timed: Timed[Answer], *, bar_ts: int, stale: bool, request_id: str, begin: float
-) -> ActResponse:
-    answer = timed.answer
-    return ActResponse(
-        action=answer.action,
-        target_position=model.target_positions[answer.action],
-        policy=answer.policy,
-        value=answer.value,
-        q_values=answer.q_values,
-        outlook=outlook(answer.chance, model.meanings),
-        search=SearchStatistics(simulations=answer.simulations, depth=answer.depth, visits=answer.visits),
-        model=model.label,
-        bar_ts=bar_ts,
-        stale=stale,
-        latency_ms=Latency(
-            queue=_milliseconds(timed.queue),
-            inference=_milliseconds(timed.inference),
-            total=_milliseconds(time.perf_counter() - begin),
-        ),
-        request_id=request_id,
-    )
+    answers = await decide(service, requests, request_id(request), begin)
+    return write_json(b'{"results":[' + b",".join(answers) + b"]}")
 
 
 # --- the model -------------------------------------------------------------------------------------------------------
@@ -288,7 +247,3 @@ def idempotency_key_of(request: Request) -> str | None:
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise InvalidRequest("Idempotency-Key: expected 1 to 128 printable ASCII characters without spaces")
     return key
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1e3, 3)

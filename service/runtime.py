@@ -11,7 +11,7 @@ from service.config import ServiceConfig
 from service.idempotency import IdempotencyCache
 from service.ledger_desk import LedgerDesk
 from service.metrics import Metrics
-from service.model import Answer, Question, ServedModel, Serving
+from service.model import Answer, Sent, ServedModel, Serving
 from service.paper_watch import PaperWatch
 from service.sessions import Sessions
 from service.stream import Broadcast, Source
@@ -19,10 +19,10 @@ from service.stream import Broadcast, Source
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A question and the model it was made for."""
+    """A request and the model that answers it."""
 
     model: ServedModel
-    question: Question
+    request: Sent
 
 
 def decide(jobs: Sequence[Job]) -> list[Answer | Exception]:
@@ -30,7 +30,7 @@ def decide(jobs: Sequence[Job]) -> list[Answer | Exception]:
     answers: dict[int, Answer | Exception] = {}
     for model in dict.fromkeys(job.model for job in jobs):
         rows = [row for row, job in enumerate(jobs) if job.model is model]
-        answers.update(zip(rows, model.decide([jobs[row].question for row in rows]), strict=True))
+        answers.update(zip(rows, model.answer([jobs[row].request for row in rows]), strict=True))
     return [answers[row] for row in range(len(jobs))]
 
 

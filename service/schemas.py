@@ -77,6 +77,12 @@ class ActRequest(_Request):
     )
 
 
+class ActHead(ActRequest):
+    """An `ActRequest` whose bars have been read already; null stands in their place."""
+
+    bars: None = Field(description="read already")  # type: ignore[assignment]
+
+
 class BatchRequest(_Request):
     """Several independent decisions."""
 

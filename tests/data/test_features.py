@@ -292,3 +292,31 @@ def test_every_listed_feature_can_be_built() -> None:
     assert len(FeatureSet.build([*COMPILED_FEATURES, *(f"ta:{name}" for name in SUPPORTED)]).names) == 14 + len(
         SUPPORTED
     )
+
+
+@pytest.mark.parametrize("names", [DEFAULT_FEATURES, COMPILED_FEATURES, ("close_return", "ta:cci(window=20)")])
+def test_the_last_rows_of_several_series_are_each_ones_own_to_the_last_bit(names: tuple[str, ...]) -> None:
+    """Whatever stands beside a series, of whatever size and time: finite memory, used."""
+    features = FeatureSet.build(names)
+    longest = martingale(features.warmup + 400, seed=2)
+    series = [
+        longest.slice(start, start + features.warmup + 4 + more) for start, more in ((0, 0), (300, 9), (7, 1), (300, 0))
+    ]
+    together = features.last_rows(series, 5)
+    assert together.shape == (len(series), 5, len(names))
+    for rows, own in zip(together, series, strict=True):
+        np.testing.assert_array_equal(rows, features.compute(own)[-5:])
+
+
+def test_more_series_than_fit_one_table_are_computed_in_parts(bars: Bars) -> None:
+    features = FeatureSet.build(("close_return", "relative_volume"))
+    series = [bars.slice(start, start + features.warmup + 9) for start in range(200)]
+    together = features.last_rows(series, 10)
+    for rows, own in zip(together, series, strict=True):
+        np.testing.assert_array_equal(rows, features.compute(own)[-10:])
+
+
+def test_too_short_a_series_is_refused_with_what_it_takes(bars: Bars) -> None:
+    features = FeatureSet.build(("close_return",))
+    with pytest.raises(ValueError, match=f"3 rows need {features.warmup + 2} bars, found {features.warmup}"):
+        features.last_rows([bars.slice(0, features.warmup)], 3)

@@ -452,7 +452,7 @@ def test_an_unforeseen_error_is_a_500_that_tells_nothing_and_a_log_that_tells_al
     def explode(*_: object) -> None:
         raise KeyError("an inner secret")
 
-    monkeypatch.setattr(type(service.serving.model), "question", explode)
+    monkeypatch.setattr(type(service.serving.model), "sent", explode)
     response = client.post("/v1/act", json=body)
     detail = assert_error(response, 500, "internal_error", "request_id")
     assert "inner secret" not in detail

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from agent.checkpoint import WEIGHTS
+from data.bars import Bars
 from service import model as model_module
 from service.app import create_app
-from service.model import Question, ServedModel, Serving, load_model
+from service.model import Sent, ServedModel, Serving, load_model
 from service.runtime import Job, Service, decide
 
 Json = dict[str, Any]
@@ -137,15 +138,15 @@ def test_a_second_reload_at_the_same_time_is_409_and_decisions_go_on_meanwhile(
     asyncio.run(main())
 
 
-def test_an_answer_comes_from_the_model_the_question_was_made_for(
-    own_runs: Path, make_checkpoint: MakeCheckpoint, served: ServedModel
+def test_an_answer_comes_from_the_model_the_request_was_read_for(
+    own_runs: Path, make_checkpoint: MakeCheckpoint, served: ServedModel, sample: Bars
 ) -> None:
-    """A batch that straddles a replacement holds questions of both."""
+    """A batch that straddles a replacement holds requests to both."""
     other = load_model(make_checkpoint(own_runs / "other" / "checkpoints", seed=9))
-    question = Question(np.zeros((8, 8), np.float32), np.zeros(8, np.float32), None)
-    jobs = [Job(model, question) for model in (served, other, served)]
+    request = Sent(sample.slice(-served.required_bars, None), np.zeros(8, np.float32), None)
+    jobs = [Job(model, request) for model in (served, other, served)]
     answers = decide(jobs)
-    [own], [others] = served.decide([question]), other.decide([question])
+    [own], [others] = served.answer([request]), other.answer([request])
     assert [answer.value for answer in answers] == [own.value, others.value, own.value]  # type: ignore[union-attr]
     assert own.value != others.value  # type: ignore[union-attr]
 
