@@ -1,8 +1,12 @@
 """Secrets and places: the only module of the service that reads environment variables.
 
 How the service behaves is configuration (`service.config`), not environment.
+
+SMU0_SETTINGS may name a file of NAME=VALUE lines that supplies what the environment leaves out: processes of one
+deployment, and a command an operator runs beside them, then agree on which ledger they mean.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +39,9 @@ class Settings(BaseSettings):
         description="where the ledger is, such as postgresql+psycopg://USER:PASSWORD@HOST/DATABASE; default: "
         "ledger.sqlite3 in the state directory",
     )
+    exchange_url: str | None = Field(
+        None, description="where the exchange answers, instead of its own address: a mock, or a proxy"
+    )
     runs: Path = Field(Path("var/runs"), description="where training runs lie")
     models: Path = Field(Path("models"), description="where bundled models lie")
 
@@ -48,8 +55,11 @@ class Settings(BaseSettings):
 
 def read_settings() -> Settings:
     """The settings of this process. Raises ValueError naming the variable, never its value."""
+    file = os.environ.get(f"{ENVIRONMENT_PREFIX}SETTINGS") or None
+    if file is not None and not Path(file).is_file():
+        raise ValueError(f"{ENVIRONMENT_PREFIX}SETTINGS: expected a file of settings at {file}, found none")
     try:
-        return Settings()
+        return Settings(_env_file=file)
     except ValidationError as error:
         problems = "; ".join(
             f"{ENVIRONMENT_PREFIX}{'_'.join(str(part) for part in problem['loc']).upper()}: {problem['msg']}"
