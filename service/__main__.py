@@ -155,6 +155,7 @@ def example(
 def add_key(
     name: Annotated[str, typer.Argument(help="who will use it")],
     scope: Annotated[list[Scope] | None, typer.Option(help="what it allows; repeatable; default: all")] = None,
+    if_none: Annotated[bool, typer.Option("--if-none", help="do nothing where there is a key already")] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Make a key and show it, once. A running service accepts it at once.
@@ -162,6 +163,8 @@ def add_key(
     Example: python -m service keys add bot --scope act
     """
     scopes = frozenset(scope) if scope else ALL_SCOPES
+    if if_none and (_environment_keys(read_settings()) or _key_file().current()):
+        return
     key = _key_file().add(name, scopes)
     if json_output:
         print_json({"name": name, "scopes": sorted(scopes), "key": key})
