@@ -30,10 +30,8 @@ def new_file(target: Path) -> Iterator[Path]:
         yield part
         part.chmod(0o600)
         _sync(part)
-        os.link(part, target)  # unlike a rename, this refuses when somebody was faster
+        os.replace(part, target)
         _sync(target.parent)
-    except FileExistsError:
-        raise ValueError(f"{target}: somebody made this file meanwhile. Choose another name") from None
     except OSError as error:
         kind = LedgerFull if error.errno == errno.ENOSPC else LedgerUnreachable
         raise kind(f"{target}: the copy cannot be written ({error.strerror}). Choose another directory") from error

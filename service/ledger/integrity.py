@@ -227,10 +227,7 @@ class _Audit:
             skipped = rows.decision.status.startswith("skipped")
             expected = rows.decision.status if skipped else "used"
             if rows.bar.status != expected:
-                self._found(
-                    ts,
-                    f'the decision is "{rows.decision.status}", so the bar is "{expected}", found "{rows.bar.status}"',
-                )
+                self._found(ts, f'expected the bar to be "{expected}" like its decision, found "{rows.bar.status}"')
         if rows.order is not None and rows.decision is not None and rows.order.decision_id != rows.decision.id:
             self._found(ts, f"the order belongs to decision {rows.order.decision_id}, not to {rows.decision.id}")
 
@@ -255,10 +252,8 @@ class _Audit:
     def _settled(self, pending: OrderRow | None, rows: _Rows) -> None:
         """The order of the close before was settled by this bar, and says how."""
         if rows.fill is not None and (pending is None or rows.fill.order_id != pending.id):
-            asked = "none was submitted" if pending is None else f"expected order {pending.id}"
-            self._found(
-                rows.fill.bar_ts, f"the fill belongs to order {rows.fill.order_id}; {asked} at the close before"
-            )
+            asked = "no order was" if pending is None else f"order {pending.id} was"
+            self._found(rows.fill.bar_ts, f"a fill of order {rows.fill.order_id}, but {asked} pending")
         if pending is None or rows.equity is None:
             return
         ts = rows.equity.ts

@@ -33,8 +33,9 @@ def prepare(
 ) -> None:
     """Leave a database whose schema is `target`, or raise.
 
-    keep_copy: keep a SQLite ledger beside itself before it is changed. scripts: directory of Alembic migrations. Raises LedgerTooNew, LedgerTooOld, LedgerUnreachable (nothing there yet)
-    or LedgerInconsistent (something else is there).
+    keep_copy: keep a SQLite ledger beside itself before it is changed. scripts: directory of Alembic migrations.
+    Raises LedgerTooNew, LedgerTooOld, LedgerUnreachable (nothing there yet) or LedgerInconsistent (something else is
+    there).
     """
     with engine.connect() as connection, for_reading(connection).begin():
         found = version_of(connection, url)

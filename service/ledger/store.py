@@ -381,7 +381,7 @@ class Writer(Reader):
         if at != expected:
             if at is not None and at >= to:
                 raise AlreadyRecorded(
-                    "cursor", f"{run_id} {instrument} {timeframe} is done with bar {at}, so with {to}"
+                    "cursor", f"{run_id} {instrument} {timeframe}: done up to bar {at}, asked for {to}"
                 )
             raise LedgerInconsistent(
                 f"{self._place}: {run_id} {instrument} {timeframe}: expected the cursor at {expected}, found {at}. "
