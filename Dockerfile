@@ -75,14 +75,16 @@ LABEL org.opencontainers.image.title="smu0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# The owner of the state directory is what a new named volume takes over.
+# A new named volume takes over the owner of the directory it is mounted on.
 RUN groupadd --gid 10001 smu0 \
     && useradd --uid 10001 --gid smu0 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin smu0 \
-    && install -d -o smu0 -g smu0 -m 0750 /var/lib/smu0
+    && install -d -o smu0 -g smu0 -m 0750 /var/lib/smu0 /run/smu0-database
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/smu0 /opt/smu0
 COPY configs/*.yaml /opt/smu0/configs/
 COPY --chmod=0755 deploy/entrypoint.sh /usr/local/bin/smu0-entrypoint
+COPY --chmod=0755 deploy/settings.sh /usr/local/bin/smu0-settings
+COPY --chmod=0755 deploy/database_password.sh /usr/local/bin/smu0-database-password
 # PYTHONSAFEPATH: with packages named data and agent, the working directory must never be a place to import from.
 # One thread for linear algebra: a decision is too small for several, and the other cores have requests to read.
 ENV PATH=/opt/venv/bin:$PATH \
@@ -90,10 +92,9 @@ ENV PATH=/opt/venv/bin:$PATH \
     OMP_NUM_THREADS=1 \
     NUMBA_CACHE_DIR=/tmp/kernels NUMBA_CPU_FEATURES= \
     HOME=/tmp \
-    SMU0_STATE=/var/lib/smu0 SMU0_RUNS=/var/lib/smu0/runs SMU0_BARS=/var/lib/smu0/bars SMU0_MODELS=/opt/smu0/models
+    SMU0_STATE=/var/lib/smu0 SMU0_RUNS=/var/lib/smu0/var/runs SMU0_BARS=/var/lib/smu0/var/bars SMU0_MODELS=/opt/smu0/models
 WORKDIR /opt/smu0
 USER 10001:10001
-VOLUME /var/lib/smu0
 EXPOSE 8000
 ENTRYPOINT ["smu0-entrypoint"]
 CMD ["python", "-m", "service", "serve"]
