@@ -394,8 +394,9 @@ def _sentence(text: str) -> str:
 
 
 def _duration(seconds: float) -> str:
+    """Coarse, so that a sentence that is read aloud when it changes does not change all the time."""
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds // 10 * 10:.0f} s"
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.0f} d"

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.errors import InvalidRequest, ServiceError, Unavailable
 
-_POSITION: Final = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
+_POSITION: Final = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _RETRY_MILLISECONDS: Final = 2000  # after which a browser comes back
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 
@@ -165,9 +165,6 @@ class Broadcast:
         yield b"retry: %d\n\n" % _RETRY_MILLISECONDS
         while not self._stopping():
             news, head = self._news, self._head
-            if head is not None and head.status is not told_status:
-                told_status = head.status
-                yield told_status.encode()
             while head is not None and position != head.position and not self._stopping():
                 try:
                     page = await self._source.after(position)
@@ -178,6 +175,9 @@ class Broadcast:
                     break
                 position = page[-1].position or position
                 yield b"".join(message.encode() for message in page)
+            if head is not None and head.status is not told_status:
+                told_status = head.status
+                yield told_status.encode()
             if self._trouble != told_trouble:
                 told_trouble = self._trouble
                 if told_trouble is not None:

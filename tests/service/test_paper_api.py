@@ -224,7 +224,7 @@ def test_a_silent_trader_is_stopped(client: httpx.Client, paper_run: Any, now: C
     status = client.get("/v1/paper/status").json()
     assert status["state"] == "stopped"
     assert status["process"]["alive"] is False
-    assert "61 s" in status["detail"]
+    assert "60 s" in status["detail"]
 
 
 def test_the_end_of_a_replay_is_told_and_is_no_fault(client: httpx.Client, paper_run: Any) -> None:

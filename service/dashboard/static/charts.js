@@ -71,7 +71,7 @@ const Charts = (() => {
         xaxis: axis(c, { type: "date", rangeslider: { visible: false }, anchor: "y2", showgrid: false }),
         yaxis: axis(c, { domain: [0.27, 1] }),
         yaxis2: axis(c, { domain: [0, 0.2], range: [-1.08, 1.08], tickvals: [-1, 0, 1], ticktext: ["Short", "Flat", "Long"], fixedrange: true }),
-        showlegend: true, legend: legend(c), margin: { l: 8, r: 8, t: 26, b: 4 }, bargap: 0,
+        showlegend: true, legend: legend(c), margin: { l: narrow() ? 8 : 62, r: 8, t: 26, b: 4 },
       }),
     };
   };
@@ -91,22 +91,23 @@ const Charts = (() => {
         xaxis: axis(c, { type: "date", anchor: "y2", showgrid: false }),
         yaxis: axis(c, { domain: [0.33, 1], tickformat: ",.0f" }),
         yaxis2: axis(c, { domain: [0, 0.25], tickformat: ".1%", nticks: 3, rangemode: "tozero", fixedrange: true }),
-        showlegend: true, legend: legend(c), margin: { l: 8, r: 8, t: 26, b: 4 },
+        showlegend: true, legend: legend(c), margin: { l: narrow() ? 8 : 62, r: 8, t: 26, b: 4 },
       }),
     };
   };
 
   // The futures the plan weighed: from the last close, one wedge per outcome from its 5% to its 95% quantile, the
   // darker the more probable, and a ray to its mean as wide as it is probable.
-  const outlookChart = (bars, decision, barMs) => {
+  const outlookChart = (bars, decision) => {
     const outcomes = (decision?.outlook ?? []).filter((one) => one.quantiles !== null && one.probability > 0.001);
     if (!outcomes.length) return null;
     const c = colours();
-    const known = bars.filter((bar) => bar.ts <= decision.bar_ts).slice(-16);
+    const known = bars.filter((bar) => bar.ts <= decision.bar_ts).slice(-14);
     if (!known.length) return null;
     const close = known[known.length - 1].close;
-    const now = decision.bar_ts + barMs;
-    const end = now + 4 * barMs;  // a bar's future, drawn wide enough to be read
+    // Closes stand one apart, the next bar is drawn wide enough to be read.
+    const now = 0;
+    const end = 7;
     const ends = (one) => {
       const names = Object.keys(one.quantiles).sort((a, b) => Number(a) - Number(b));
       return [one.quantiles[names[0]], one.quantiles[names[names.length - 1]]];
@@ -115,12 +116,12 @@ const Charts = (() => {
     const wedges = [...outcomes].reverse().map((one) => {
       const [low, high] = ends(one);
       return {
-        type: "scatter", mode: "lines", x: [iso(now), iso(end), iso(end), iso(now)], y: [0, percent(high), percent(low), 0], fill: "toself",
+        type: "scatter", mode: "lines", x: [now, end, end, now], y: [0, percent(high), percent(low), 0], fill: "toself",
         fillcolor: `rgba(${c.band}, ${(0.05 + 0.4 * one.probability).toFixed(3)})`, line: { width: 0 }, hoverinfo: "skip",
       };
     });
     const rays = [...outcomes].reverse().map((one) => ({
-      type: "scatter", mode: "lines", x: [iso(now), iso(end)], y: [0, percent(one.mean_return)],
+      type: "scatter", mode: "lines", x: [now, end], y: [0, percent(one.mean_return)],
       line: { color: c.policy, width: 1 + 5 * one.probability }, hoverinfo: "skip",
     }));
     const span = Math.max(...outcomes.flatMap((one) => ends(one).map((value) => Math.abs(percent(value)))), ...known.map((bar) => Math.abs(bar.close / close - 1)));
@@ -133,12 +134,12 @@ const Charts = (() => {
     }
     return {
       data: [
-        { type: "scatter", mode: "lines", x: known.map((bar) => iso(bar.ts + barMs)), y: known.map((bar) => bar.close / close - 1), line: { color: c.ink, width: 1.6 }, hoverinfo: "skip" },
+        { type: "scatter", mode: "lines", x: known.map((_, row) => row + 1 - known.length), y: known.map((bar) => bar.close / close - 1), line: { color: c.ink, width: 1.6 }, hoverinfo: "skip" },
         ...wedges, ...rays,
       ],
       layout: frame(c, {
         hovermode: false, dragmode: false, margin: { l: 8, r: 42, t: 6, b: 4 },
-        xaxis: axis(c, { type: "date", tickvals: [iso(known[0].ts + barMs), iso(now), iso(end)], ticktext: ["", "now", "next bar"], showgrid: false, fixedrange: true, range: [iso(known[0].ts + barMs), iso(end)] }),
+        xaxis: axis(c, { tickvals: [1 - known.length, now, end], ticktext: [`${known.length - 1} bars ago`, "now", "next bar"], showgrid: false, zeroline: true, fixedrange: true, range: [1 - known.length, end] }),
         yaxis: axis(c, { tickformat: "+.1%", nticks: 6, fixedrange: true, range: [-1.08 * span, 1.08 * span] }),
         annotations: labels.map((label) => ({ x: 1, xref: "paper", xanchor: "left", xshift: 5, y: label.y, text: label.text, showarrow: false, font: { size: label.size, color: c.ink } })),
       }),

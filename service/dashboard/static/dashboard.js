@@ -5,7 +5,7 @@
   const state = {
     session: null, status: null, clockOffset: 0,
     bars: [], equity: [], decisions: [], fills: [], events: [],
-    shownBars: 300, link: "wait", linkSince: Date.now(), trouble: null, outcomeOf: null,
+    shownBars: window.innerWidth < 600 ? 100 : 300, link: "wait", linkSince: Date.now(), trouble: null, outcomeOf: null,
   };
   const by = (id) => document.getElementById(id);
   const now = () => Date.now() + state.clockOffset;
@@ -193,7 +193,7 @@
   const renderLine = () => {
     const status = state.status;
     if (state.link === "lost") {
-      say("error", `No connection to the service for ${Words.duration((Date.now() - state.linkSince) / 1000)}. What you see is old. Trying again …`);
+      say("error", `No connection to the service since ${Words.clock(state.linkSince)} UTC. What you see is old. Trying again …`);
     } else if (state.trouble) say("error", `The ledger cannot be read: ${state.trouble}`);
     else if (!status) say("wait", "Loading …");
     else if (status.problems.length) {
@@ -202,7 +202,7 @@
     } else if (status.state === "no_run") say("wait", "No paper run yet. Start one with “python -m service paper” or “docker compose up”; this page follows by itself.");
     else {
       const last = state.decisions[state.decisions.length - 1];
-      say("ok", last ? `All is well. Last decision at ${Words.clock(last.decided_ms)} UTC.` : "All is well. Waiting for the first bar to close.");
+      say("ok", last ? `All is well. Last decision at ${Words.time(last.decided_ms)} UTC.` : "All is well. Waiting for the first bar to close.");
     }
   };
 
@@ -230,7 +230,7 @@
     tone("equity-note", gain);
     const hold = account?.buy_and_hold_equity ?? null;
     put("hold", hold === null ? "–" : Words.money(hold));
-    put("hold-note", hold === null ? "\u00a0" : `${Words.percent(hold / since - 1, 2, true)}; we are ${Words.percent(account.equity / hold - 1, 2, true)}`);
+    put("hold-note", hold === null ? "\u00a0" : `${Words.percent(hold / since - 1, 1, true)}, we ${account.equity < hold ? "trail" : "lead"} by ${Words.percent(Math.abs(account.equity / hold - 1), 1)}`);
     put("drawdown", account ? Words.percent(account.drawdown_fraction) : "–");
     put("drawdown-note", account ? `from ${Words.money(account.peak_equity)}` : "\u00a0");
     const held = positions[0];
@@ -273,18 +273,21 @@
 
   const barMs = () => state.status?.run?.bar_ms ?? 3600000;
 
-  // What changes with the clock alone.
+  // What changes with the clock alone. A replay lives at a time of its own: there only the heartbeat tells the time.
   const tick = () => {
     const status = state.status;
-    if (state.link === "lost") renderLine();
-    if (!status?.run) return;
-    const last = status.account?.updated_ts ?? null;
-    const age = last === null ? null : (now() - last - barMs()) / 1000;
+    if (!status) return;
+    const { process } = status;
+    const beat = process?.state ?? null;
+    const ours = beat !== null && beat.venue_ms !== null && Math.abs(beat.venue_ms - process.heartbeat_ms) < 300000;
+    const passed = ours ? (now() - process.heartbeat_ms) / 1000 : 0;
+    const age = beat === null || beat.data_age_seconds === null ? null : beat.data_age_seconds + passed;
     put("data-age", Words.duration(age));
-    by("data-age").classList.toggle("late", age !== null && age > 2 * barMs() / 1000);
-    const due = status.process?.state?.next_bar_due_ms ?? null;
-    put("next-bar", due === null ? "–" : due > now() ? `in ${Words.duration((due - now()) / 1000)}` : "due");
-    const skew = status.process?.state?.clock_skew_ms ?? null;
+    by("data-age").classList.toggle("late", ours && age !== null && age > (2 * barMs()) / 1000);
+    const due = beat?.next_bar_due_ms ?? null;
+    const wait = due === null || beat.venue_ms === null ? null : (due - beat.venue_ms) / 1000 - passed;
+    put("next-bar", wait === null ? "–" : wait > 0 ? `in ${Words.duration(wait)}` : "due");
+    const skew = beat === null || beat.clock_offset_ms === null ? null : beat.clock_skew_ms;
     put("skew", skew === null ? "–" : `${Words.number(skew / 1000, 2, true)} s`);
     by("skew").classList.toggle("late", skew !== null && Math.abs(skew) > 1000);
   };
@@ -337,9 +340,10 @@
       item.title = `${Words.percent(share, 1)} after the search, ${prior === undefined ? "" : `${Words.percent(prior, 1)} before it, `}${decision.visits?.[action] ?? 0} visits, value ${Words.number(q, 4, true)}`;
     });
 
-    const figure = Charts.outlookChart(state.bars, decision, barMs());
-    Charts.draw("chart-outlook", figure, decision.outlook?.length ? "The codes of this model have no recorded meaning." : "This decision has no outlook.");
-    const known = (decision.outlook ?? []).filter((one) => one.mean_return !== null);
+    const figure = Charts.outlookChart(state.bars, decision);
+    const weighed = (decision.outlook ?? []).filter((one) => one.probability > 0);
+    const known = weighed.filter((one) => one.mean_return !== null);
+    Charts.draw("chart-outlook", figure, !decision.outlook?.length ? "This policy has no model of chance." : !weighed.length ? "The search did not look at what follows this action." : "The outcomes of this model have no recorded meaning.");
     const likely = known[0];
     if (likely) {
       const mean = known.reduce((sum, one) => sum + one.probability * one.mean_return, 0) / known.reduce((sum, one) => sum + one.probability, 0);
@@ -379,7 +383,7 @@
     const timed = state.decisions.filter((one) => one.latency_ms !== null);
     const sorted = timed.map((one) => one.latency_ms).sort((a, b) => a - b);
     const at = (share) => sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))];
-    put("latency-words", sorted.length ? `median ${Words.milliseconds(at(0.5))} ms, 99% under ${Words.milliseconds(at(0.99))} ms` : "\u00a0");
+    put("latency-words", sorted.length ? `median ${Words.milliseconds(at(0.5))} ms, 99% < ${Words.milliseconds(at(0.99))} ms` : "\u00a0");
     Charts.draw("chart-latency", Charts.latencyChart(state.decisions), "Appears with the second decision.");
     renderLine();
   };
@@ -409,6 +413,7 @@
   };
 
   const render = () => {
+    if (document.hidden) return;  // drawn when somebody looks again
     const bars = state.bars.slice(-state.shownBars);
     const first = bars.length ? bars[0].ts : 0;
     const equity = state.equity.filter((point) => point.ts >= first);
@@ -470,13 +475,17 @@
     }
   });
 
+  const renderRanges = () => {
+    for (const one of by("ranges").children) one.setAttribute("aria-pressed", String(Number(one.dataset.bars) === state.shownBars));
+  };
   by("ranges").addEventListener("click", (event) => {
     const button = event.target.closest("button");
     if (!button) return;
     state.shownBars = Number(button.dataset.bars);
-    for (const one of by("ranges").children) one.setAttribute("aria-pressed", String(one === button));
+    renderRanges();
     render();
   });
+  renderRanges();
 
   by("logout").addEventListener("click", async () => {
     try {
@@ -487,6 +496,7 @@
   });
 
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", render);
+  document.addEventListener("visibilitychange", render);
   // A chart follows its box, not only the window.
   const boxes = new ResizeObserver((entries) => {
     for (const { target } of entries) if (target.classList.contains("js-plotly-plot")) Plotly.Plots.resize(target);

@@ -5,6 +5,7 @@
   const problem = document.getElementById("problem");
   const button = form.querySelector("button");
 
+  button.disabled = false;  // not before: a browser that submits by itself would put the key where it does not belong
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     button.disabled = true;
