@@ -19,6 +19,7 @@ import typer
 from data.commandline import JsonOption, make_app, print_json, run
 from service.auth import ALL_SCOPES, ApiKey, Authenticator, KeyFile, Scope, digest, is_loopback
 from service.config import ServiceConfig
+from service.ledger.commands import app as ledger_app
 from service.limits import TokenBuckets
 from service.settings import Settings, read_settings
 
@@ -30,6 +31,7 @@ _COLLECT_AFTER = 20_000  # objects made and not freed; Python's own 700 means a 
 app = make_app("Serve trading decisions of a checkpoint over REST.")
 keys_app = make_app("API keys: only their hashes are stored, so a key is shown once, when it is made.")
 app.add_typer(keys_app, name="keys")
+app.add_typer(ledger_app, name="ledger")
 
 CheckpointOption = Annotated[
     str | None,

@@ -63,11 +63,15 @@ def place_of(url: URL) -> str:
     return f"ledger {file}" if file is not None else f"ledger {url.render_as_string(hide_password=True)}"
 
 
-def connect(url: URL, *, writable: bool, busy_seconds: float) -> Engine:
-    """A pool of connections. Nothing is opened yet. writable: False makes the database itself refuse to write."""
+def connect(url: URL, *, writable: bool, busy_seconds: float, create: bool = False) -> Engine:
+    """A pool of connections. Nothing is opened yet.
+
+    writable: False makes the database itself refuse to write. create: make a SQLite file, and its directory, where
+    there is none; a process that only looks must not leave an empty one where it expected a ledger.
+    """
     file = sqlite_file(url)
     if file is not None:
-        return _sqlite(url, file, writable=writable, busy_seconds=busy_seconds)
+        return _sqlite(url, file, writable=writable, busy_seconds=busy_seconds, create=create)
     return _postgres(url, writable=writable, busy_seconds=busy_seconds)
 
 
@@ -86,8 +90,8 @@ def for_reading(connection: Connection) -> Connection:
 # --- SQLite ----------------------------------------------------------------------------------------------------------
 
 
-def _sqlite(url: URL, file: Path, *, writable: bool, busy_seconds: float) -> Engine:
-    if writable:
+def _sqlite(url: URL, file: Path, *, writable: bool, busy_seconds: float, create: bool) -> Engine:
+    if create:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -95,8 +99,7 @@ def _sqlite(url: URL, file: Path, *, writable: bool, busy_seconds: float) -> Eng
                 f"{place_of(url)}: its directory cannot be made ({error.strerror}). Set SMU0_STATE to a directory this "
                 f"process may write to"
             ) from error
-    # A reader must not leave an empty file behind where it expected a ledger.
-    address = f"file:{quote(str(file))}?mode={'rwc' if writable else 'rw'}"
+    address = f"file:{quote(str(file))}?mode={'rwc' if create else 'rw'}"
 
     def open_file() -> sqlite3.Connection:
         # isolation_level None: the driver begins no transactions of its own; we do, below.

@@ -27,17 +27,18 @@ def new_file(target: Path) -> Iterator[Path]:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        part.chmod(0o600)
-        _sync(part)
-        os.replace(part, target)
-        _sync(target.parent)
+        try:
+            yield part
+            part.chmod(0o600)
+            _sync(part)
+            os.replace(part, target)
+            _sync(target.parent)
+        finally:
+            for name in (part, *beside(part)):
+                name.unlink(missing_ok=True)
     except OSError as error:
         kind = LedgerFull if error.errno == errno.ENOSPC else LedgerUnreachable
         raise kind(f"{target}: the copy cannot be written ({error.strerror}). Choose another directory") from error
-    finally:
-        for name in (part, *beside(part)):
-            name.unlink(missing_ok=True)
 
 
 def copy_pages(engine: Engine, target: Path) -> None:

@@ -18,9 +18,9 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 
 from data.quality import format_time
 from data.timeframe import Timeframe
@@ -30,13 +30,11 @@ from market_env.session import BarInput, BarRecord, TradingSession
 from service.ledger.connection import SQLITE
 from service.ledger.errors import LedgerInconsistent, translated
 from service.ledger.schema import BarRow, DecisionRow, EquityRow, FillRow, OrderRow, RunRow
-from service.ledger.store import MAX_LIMIT, Ledger, Page, Reader
+from service.ledger.store import MAX_LIMIT, Ledger, Reader, every
 
 TOLERANCE: Final = 1e-9  # relative to the larger of the two numbers, or to the run's initial equity for money
 _SHOWN: Final = 5  # findings that fit into one line
 _KEPT: Final = 100  # after a first mistake usually everything differs
-
-_Row = TypeVar("_Row")
 
 # Columns of a fill beside those of a record, by the record's names.
 _FILL_COLUMNS: Final = {
@@ -144,26 +142,15 @@ def _rows_of(read: Reader, run: RunRow, step: int) -> Iterator[tuple[int, _Rows]
     Warm-up bars are left out: the account did not go through them.
     """
     streams: list[Iterator[tuple[int, str, Any]]] = [
-        ((row.ts, "equity", row) for row in _every(read.equity, run.id, lambda row: row.ts)),
-        ((row.ts, "bar", row) for row in _every(read.bars, run.id, lambda row: row.ts) if row.status != "warmup"),
-        ((row.bar_ts, "decision", row) for row in _every(read.decisions, run.id, lambda row: row.bar_ts)),
-        ((row.submitted_ts - step, "order", row) for row in _every(read.orders, run.id, lambda row: row.submitted_ts)),
-        ((row.bar_ts, "fill", row) for row in _every(read.fills, run.id, lambda row: row.bar_ts)),
+        ((row.ts, "equity", row) for row in every(read.equity, run.id, lambda row: row.ts)),
+        ((row.ts, "bar", row) for row in every(read.bars, run.id, lambda row: row.ts) if row.status != "warmup"),
+        ((row.bar_ts, "decision", row) for row in every(read.decisions, run.id, lambda row: row.bar_ts)),
+        ((row.submitted_ts - step, "order", row) for row in every(read.orders, run.id, lambda row: row.submitted_ts)),
+        ((row.bar_ts, "fill", row) for row in every(read.fills, run.id, lambda row: row.bar_ts)),
     ]
     merged = heapq.merge(*streams, key=lambda item: item[0])
     for ts, rows in itertools.groupby(merged, key=lambda item: item[0]):
         yield ts, _Rows(**{kind: row for _, kind, row in rows})
-
-
-def _every(rows_of: Callable[[str, Page], list[_Row]], run_id: str, when: Callable[[_Row], int]) -> Iterator[_Row]:
-    """All rows of a run, page by page."""
-    since: int | None = None
-    while True:
-        page = rows_of(run_id, Page(since=since, limit=MAX_LIMIT))
-        yield from page
-        if len(page) < MAX_LIMIT:
-            return
-        since = when(page[-1]) + 1
 
 
 class _Audit:
@@ -173,7 +160,7 @@ class _Audit:
         self._read = read
         self._run = run
         self._step = Timeframe.parse(run.timeframe).milliseconds
-        self._gaps = {row.first_ts: row for row in _every(read.gaps, run.id, lambda row: row.first_ts)}
+        self._gaps = {row.first_ts: row for row in every(read.gaps, run.id, lambda row: row.first_ts)}
         self._findings: list[Finding] = []
         self._counts: Counter[str] = Counter()
         self._missing = 0

@@ -48,9 +48,7 @@ def prepare(
         return
     if not may_migrate:
         if found is None:
-            raise LedgerUnreachable(
-                f'{place_of(url)}: there is no ledger yet. Start "python -m service paper", which makes it'
-            )
+            raise nothing_there(url)
         raise LedgerTooOld(
             f"{place_of(url)}: expected schema {target}, found {found}. Start the paper process of this version, or "
             f'run "python -m service ledger migrate"'
@@ -64,6 +62,13 @@ def prepare(
         if version_of(connection, url) != target:
             _upgrade(connection, scripts, target)
             _check_foreign_keys(connection, url)
+
+
+def nothing_there(url: URL) -> LedgerUnreachable:
+    """The error for a place where no ledger was ever made."""
+    return LedgerUnreachable(
+        f'{place_of(url)}: there is no ledger yet. The first start of "python -m service paper" makes it'
+    )
 
 
 def version_of(connection: Connection, url: URL) -> str | None:

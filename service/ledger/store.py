@@ -12,7 +12,7 @@ Any exception inside `transaction()` rolls back and goes on to the caller. Keep 
 outside. A Ledger may be shared by threads; a Reader or Writer belongs to its `with` block.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, Self, TypeVar, cast
@@ -22,7 +22,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from service.ledger import schema
-from service.ledger.connection import connect, for_reading, for_writing, parse_url, place_of
+from service.ledger.connection import connect, for_reading, for_writing, parse_url, place_of, sqlite_file
 from service.ledger.errors import (
     AlreadyRecorded,
     KeyReused,
@@ -31,7 +31,7 @@ from service.ledger.errors import (
     TooManyCommands,
     translated,
 )
-from service.ledger.migrate import prepare
+from service.ledger.migrate import nothing_there, prepare
 from service.ledger.schema import (
     TABLE_OF,
     UNSTORED,
@@ -562,7 +562,12 @@ class Ledger:
         """
         parsed = parse_url(url)
         may_migrate = writable if migrate is None else migrate
-        engine = connect(parsed, writable=writable, busy_seconds=busy_seconds)
+        if may_migrate and not writable:
+            raise ValueError("migrate=True needs writable=True: a ledger that is only read cannot be changed")
+        file = sqlite_file(parsed)
+        if file is not None and not may_migrate and not file.exists():
+            raise nothing_there(parsed)
+        engine = connect(parsed, writable=writable, busy_seconds=busy_seconds, create=may_migrate)
         try:
             with translated(place_of(parsed)):
                 prepare(engine, parsed, may_migrate=may_migrate)
@@ -599,6 +604,17 @@ class Ledger:
     def engine(self) -> Engine:
         """For the modules of this package (backup, checks)."""
         return self._engine
+
+
+def every(rows_of: Callable[[str, Page], list[_Row]], run_id: str, when: Callable[[_Row], int]) -> Iterator[_Row]:
+    """All rows of a run, oldest first, a page at a time: every(read.fills, run_id, lambda fill: fill.bar_ts)."""
+    since: int | None = None
+    while True:
+        page = rows_of(run_id, Page(since=since, limit=MAX_LIMIT))
+        yield from page
+        if len(page) < MAX_LIMIT:
+            return
+        since = when(page[-1]) + 1
 
 
 def _values(row: Any) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_archived_runs_are_looked_at_when_asked(sqlite_traded: Ledger, corrupt: 
 
 
 def test_a_long_run_is_read_in_pages(traded: Ledger, small: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.ledger.integrity.MAX_LIMIT", 5)
+    monkeypatch.setattr("service.ledger.store.MAX_LIMIT", 5)
     report = only(check(traded))
     assert (report.bars, report.exact) == (BARS, True)
 
