@@ -238,7 +238,9 @@ class InProcess(httpx.BaseTransport):
 
     async def _answer(self, request: httpx.Request) -> httpx.Response:
         answer = await self._transport.handle_async_request(request)
-        return httpx.Response(answer.status_code, headers=answer.headers, content=await answer.aread())
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        content = b"".join([chunk async for chunk in answer.stream])  # as it came, compressed if it was
+        return httpx.Response(answer.status_code, headers=answer.headers, content=content)
 
     def close(self) -> None:
         self._runner.run(self._service.close())
