@@ -140,7 +140,7 @@ def server() -> Iterator[Server]:
         own.start()
         yield own
     finally:
-        own.stop()
+        own.stop(signal.SIGQUIT)  # nothing of it is kept
         shutil.rmtree(directory)
 
 

@@ -140,7 +140,12 @@ def trade(ledger: Ledger, number: int) -> None:
 def trade_all(ledger: Ledger, bars: int) -> None:
     """A new run of so many bars."""
     begin(ledger)
-    for number in range(bars):
+    trade_on(ledger, bars)
+
+
+def trade_on(ledger: Ledger, bars: int) -> None:
+    """Go on until so many bars are recorded."""
+    for number in range(next_number(ledger), bars):
         trade(ledger, number)
 
 
