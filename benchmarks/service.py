@@ -1,15 +1,16 @@
-"""How fast the service decides: latency of one client, throughput of 64.
+"""How fast the service decides, and what it says when it is asked too much.
 
     python -m benchmarks.service [--quick] [--json] [--checkpoint DIR] [--simulations 50]
 
-A real `python -m service serve` on the loopback, asked over keep-alive connections by a bare HTTP client in this
-process, so client and server share the machine. Without --checkpoint the model is the default network with random
-weights: the time of a decision does not depend on what was learnt. Rounds of both kinds alternate after a warm-up;
-each figure is the median of the rounds with the smallest and the largest.
+A real `python -m service serve` on the loopback, asked over keep-alive connections by clients in a third process
+(`benchmarks.service_load`), so server and clients share the machine's cores. Every request brings its own 320 bars, out
+of 16 different windows and three positions; the service remembers none of them. Without --checkpoint the model is the
+default network with random weights: the time of a decision does not depend on what was learnt. Rounds of all numbers of
+clients alternate after a warm-up; each figure is the median of the rounds with the smallest and the largest. At the end
+1,000 clients ask at once, and the answers and the memory of the service are counted.
 """
 
 import argparse
-import asyncio
 import json
 import os
 import platform
@@ -29,83 +30,34 @@ import numpy as np
 from configs.version import code_version
 
 Json = dict[str, Any]
-CONCURRENCY = 64
+CLIENTS = (1, 8, 64, 256)
+CROWD = 1000
 SIMULATIONS = 50
+POSITIONS = (0.0, 0.5, 1.0)
 ROOT = Path(__file__).resolve().parents[1]
 
 
-# --- a bare HTTP/1.1 client ------------------------------------------------------------------------------------------
+def load(port: int, key: str, requests: Sequence[Json], *, connections: int, seconds: float) -> Json:
+    """What `connections` clients got in `seconds`; see `benchmarks.service_load`."""
+    order = {"port": port, "key": key, "bodies": requests, "connections": connections, "seconds": seconds}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.service_load"],
+        cwd=ROOT, input=json.dumps(order), capture_output=True, text=True, check=True, timeout=seconds + 120,
+    )  # fmt: skip
+    result: Json = json.loads(done.stdout)
+    return result
 
 
-def request_bytes(body: Json, key: str) -> bytes:
-    content = json.dumps(body).encode()
-    head = (
-        "POST /v1/act HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"X-API-Key: {key}\r\nContent-Length: {len(content)}\r\n\r\n"
-    )
-    return head.encode() + content
+def resident_mb(pid: int) -> float:
+    """Memory a process holds; Linux only."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-def content_length(head: bytes) -> int:
-    if not head.startswith(b"HTTP/1.1 200"):
-        raise RuntimeError(f"expected 200, found {head[:60]!r}")
-    for line in head.split(b"\r\n"):
-        if line.lower().startswith(b"content-length:"):
-            return int(line.partition(b":")[2])
-    raise RuntimeError("a response without content-length")
-
-
-def ask(connection: socket.socket, request: bytes) -> bytes:
-    """One request and the body of its response, over an open connection."""
-    connection.sendall(request)
-    received = b""
-    while (end := received.find(b"\r\n\r\n")) < 0:
-        received += connection.recv(65536)
-    total = end + 4 + content_length(received[:end])
-    while len(received) < total:
-        received += connection.recv(65536)
-    return received[end + 4 :]
-
-
-async def keep_asking(port: int, requests: Sequence[bytes], first: int, until: float) -> int:
-    """Ask one request after the other until a time is reached. Returns how many were answered."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    answered = 0
-    while time.perf_counter() < until:
-        writer.write(requests[(first + answered) % len(requests)])
-        head = await reader.readuntil(b"\r\n\r\n")
-        await reader.readexactly(content_length(head))
-        answered += 1
-    writer.close()
-    return answered
-
-
-# --- rounds ----------------------------------------------------------------------------------------------------------
-
-
-def latency_round(port: int, requests: Sequence[bytes], count: int) -> tuple[float, float]:
-    """p50 and p99 in milliseconds of one client asking `count` times."""
-    seconds = np.empty(count)
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for i in range(count):
-            begin = time.perf_counter()
-            ask(connection, requests[i % len(requests)])
-            seconds[i] = time.perf_counter() - begin
-    p50, p99 = np.percentile(seconds * 1e3, [50, 99])
-    return float(p50), float(p99)
-
-
-def throughput_round(port: int, requests: Sequence[bytes], seconds: float) -> float:
-    """Decisions per second of 64 clients asking at once."""
-
-    async def main() -> float:
-        begin = time.perf_counter()
-        clients = (keep_asking(port, requests, i, begin + seconds) for i in range(CONCURRENCY))
-        answered = sum(await asyncio.gather(*clients))
-        return answered / (time.perf_counter() - begin)
-
-    return asyncio.run(main())
+def cpu_seconds(pid: int) -> float:
+    """CPU time a process has used; Linux only."""
+    ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def summary(values: Sequence[float], unit: str) -> Json:
@@ -169,7 +121,11 @@ def bodies(checkpoint: Path, simulations: int, count: int = 16) -> list[Json]:
     now_ms = int(time.time() * 1000)
     return [
         example_request(
-            experiment, bars.slice(0, len(bars) - 37 * i), now_ms=now_ms, position=0.0, simulations=simulations
+            experiment,
+            bars.slice(0, len(bars) - 37 * i),
+            now_ms=now_ms,
+            position=POSITIONS[i % len(POSITIONS)],
+            simulations=simulations,
         )
         for i in range(count)
     ]
@@ -201,29 +157,75 @@ def wait_for(port: int, patience: float = 60.0) -> None:
             time.sleep(0.05)
 
 
-def measure(checkpoint: Path, *, simulations: int, rounds: int, count: int, seconds: float) -> Json:
+def measure(checkpoint: Path, *, simulations: int, rounds: int, seconds: float) -> Json:
     key = secrets.token_urlsafe(32)
     with tempfile.TemporaryDirectory() as state:
         process, port = start_service(checkpoint, key, state)
         try:
             wait_for(port)
-            requests = [request_bytes(body, key) for body in bodies(checkpoint, simulations)]
-            latency_round(port, requests, max(50, count // 5))  # warm-up
-            throughput_round(port, requests, seconds / 4)
-            latencies, rates = [], []
+            requests = bodies(checkpoint, simulations)
+            for clients in CLIENTS:  # warm-up
+                load(port, key, requests, connections=clients, seconds=seconds / 4)
+            found: dict[int, list[Json]] = {clients: [] for clients in CLIENTS}
+            spent = dict.fromkeys(CLIENTS, 0.0)
             for _ in range(rounds):
-                latencies.append(latency_round(port, requests, count))
-                rates.append(throughput_round(port, requests, seconds))
+                for clients in CLIENTS:
+                    before = cpu_seconds(process.pid)
+                    found[clients].append(load(port, key, requests, connections=clients, seconds=seconds))
+                    spent[clients] += cpu_seconds(process.pid) - before
+            before_mb = resident_mb(process.pid)
+            crowd = load(port, key, requests, connections=CROWD, seconds=2 * seconds)
+            after_mb = resident_mb(process.pid)
         finally:
             process.terminate()
             process.wait(timeout=20)
             if process.stdout is not None:
                 process.stdout.close()
-    return {
-        "act_p50_ms": summary([p50 for p50, _ in latencies], "ms"),
-        "act_p99_ms": summary([p99 for _, p99 in latencies], "ms"),
-        f"decisions_per_s_c{CONCURRENCY}": summary(rates, "1/s"),
+    metrics: Json = {
+        "act_p50_ms": summary([result["latency_ms"]["p50"] for result in found[1]], "ms"),
+        "act_p99_ms": summary([result["latency_ms"]["p99"] for result in found[1]], "ms"),
     }
+    for clients, results in found.items():
+        decisions = sum(result["decisions"] for result in results)
+        metrics |= {
+            f"decisions_per_s_c{clients}": summary([r["decisions"] / r["seconds"] for r in results], "1/s"),
+            f"p50_ms_c{clients}": summary([r["latency_ms"]["p50"] for r in results], "ms"),
+            f"p99_ms_c{clients}": summary([r["latency_ms"]["p99"] for r in results], "ms"),
+            f"server_cpu_us_c{clients}": summary([spent[clients] / decisions * 1e6], "us"),
+            f"refused_c{clients}": summary([float(r["answered"] - r["statuses"].get("200", 0)) for r in results], "1"),
+        }
+    for status in ("200", "429", "503"):
+        metrics[f"crowd_{status}"] = summary([float(crowd["statuses"].pop(status, 0))], "1")
+    broken = crowd["broken"] + crowd["without_retry_after"]
+    metrics |= {
+        "crowd_anything_else": summary([float(sum(crowd["statuses"].values()) + broken)], "1"),
+        "crowd_decisions_per_s": summary([crowd["decisions"] / crowd["seconds"]], "1/s"),
+        "crowd_p99_ms": summary([crowd["latency_ms"]["p99"]], "ms"),
+        "rss_before_crowd_mb": summary([before_mb], "MB"),
+        "rss_after_crowd_mb": summary([after_mb], "MB"),
+    }
+    return metrics
+
+
+def print_table(metrics: Json) -> None:
+    def cell(name: str) -> str:
+        metric = metrics[name]
+        return f"{metric['value']:.6g} ({metric['low']:.4g} to {metric['high']:.4g})"
+
+    print(f"{'clients':>7}  {'decisions/s':26}  {'p50 ms':26}  {'p99 ms':26}  {'server CPU us':>13}  refused")
+    for c in CLIENTS:
+        columns = (cell(f"{name}_c{c}") for name in ("decisions_per_s", "p50_ms", "p99_ms"))
+        print(
+            f"{c:>7}  " + "  ".join(f"{column:26}" for column in columns)
+            + f"  {metrics[f'server_cpu_us_c{c}']['value']:13.0f}  {metrics[f'refused_c{c}']['value']:.0f}"
+        )  # fmt: skip
+    codes = ", ".join(f"{metrics[f'crowd_{code}']['value']:.0f} × {code}" for code in ("200", "429", "503"))
+    crowd = {name: metrics[name]["value"] for name in metrics if "crowd" in name}
+    print(
+        f"{CROWD} clients at once: {codes}, {crowd['crowd_anything_else']:.0f} of anything else; "
+        f"{crowd['crowd_decisions_per_s']:.0f} decisions/s, p99 {crowd['crowd_p99_ms']:.0f} ms; memory "
+        f"{crowd['rss_before_crowd_mb']:.0f} MB before, {crowd['rss_after_crowd_mb']:.0f} MB after"
+    )
 
 
 def main() -> None:
@@ -233,10 +235,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: the default network with random weights")
     parser.add_argument("--simulations", type=int, default=SIMULATIONS, help="search budget of every request")
     options = parser.parse_args()
-    rounds, count, seconds = (3, 200, 1.0) if options.quick else (5, 1000, 5.0)
+    rounds, seconds = (3, 1.0) if options.quick else (5, 5.0)
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = options.checkpoint or random_checkpoint(Path(directory))
-        metrics = measure(checkpoint, simulations=options.simulations, rounds=rounds, count=count, seconds=seconds)
+        metrics = measure(checkpoint, simulations=options.simulations, rounds=rounds, seconds=seconds)
     result = {
         "benchmark": "service",
         "machine": {"system": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
@@ -245,16 +247,16 @@ def main() -> None:
             "smu0": code_version(),
             **{name: version(name) for name in ("fastapi", "uvicorn", "torch", "numba", "numpy")},
         },
-        "settings": {"simulations": options.simulations, "rounds": rounds, "requests": count, "seconds": seconds},
+        "settings": {"simulations": options.simulations, "rounds": rounds, "seconds": seconds},
         "metrics": metrics,
         "ratios": {},
     }
     if options.json:
         print(json.dumps(result))
         return
-    print(f"{options.simulations} simulations, {os.cpu_count()} cores, client on the same machine")
-    for name, metric in metrics.items():
-        print(f"{name:22} {metric['value']:10} {metric['unit']:4} ({metric['low']} to {metric['high']})")
+    machine = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the end, clients on the same cores"
+    print(f"{options.simulations} simulations, {machine}")
+    print_table(metrics)
 
 
 if __name__ == "__main__":

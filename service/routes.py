@@ -165,6 +165,7 @@ async def _act(request: Request, key: ApiKey) -> Response:
     idempotency_key = idempotency_key_of(request)
 
     async def compute() -> bytes:
+        service.batcher.require_room(1)  # before the reading: most of what a refusal costs
         [answer] = await decide(service, [read_request(body)], request_id(request), begin)
         return answer
 

@@ -1,10 +1,15 @@
+import math
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data import quality
 from data.bars import Bars
 from data.quality import Gap, QualityReport, QualityScan, find_gaps, format_time
+from data.synthetic import martingale
 from data.timeframe import Timeframe
 
 Make = Callable[..., Bars]
@@ -78,3 +83,21 @@ def test_no_bars_are_not_ok() -> None:
 def test_times_are_printed_no_finer_than_needed() -> None:
     assert format_time(0) == "1970-01-01T00:00Z"
     assert format_time(1_500) == "1970-01-01T00:00:01.500Z"
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    column=st.sampled_from(["timestamp", "open", "high", "low", "close", "volume"]),
+    row=st.integers(0, 5),
+    value=st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, -1.0, 5e-324, 1.7e308, 100.0, 101.5, 103.0]),
+    hour=st.sampled_from([-1.0, 0.0, 0.5, 1.0, 2.0, 3.0, 9.0]),
+)
+def test_the_quick_look_passes_exactly_what_breaks_no_rule(column: str, row: int, value: float, hour: float) -> None:
+    """`all_good` answers for nearly all bars; the rules one by one, which tell what is wrong, must agree with it."""
+    bars = martingale(6, seed=3)
+    columns = columns_of(bars)
+    columns[column][row] = bars.timestamp[0] + int(hour * H) if column == "timestamp" else value
+    with pytest.MonkeyPatch.context() as patch:
+        quick = quality.all_good(*columns.values(), HOUR.origin_ms, HOUR.milliseconds)
+        patch.setattr(quality, "all_good", lambda *_: False)
+        assert quick == (quality.find_violations(HOUR, **columns) == [])
