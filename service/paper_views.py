@@ -1,7 +1,7 @@
 """What the ledger holds, as the API shows it: questions to a `Reader`, answered in the bytes of a response.
 
-Everything here runs on a reading thread. Rows go to JSON one by one: an encoder holds the interpreter's lock while it
-works, and a decision that is being made on another thread must not wait for five thousand rows of history. Documents
+Everything here runs on a reading thread. Rows are read and encoded in small portions: that holds the interpreter's
+lock, and a decision that is being made on another thread must not wait for five thousand rows of history. Documents
 that are stored as JSON text go out as the text they are.
 """
 
@@ -51,7 +51,10 @@ NO_RUN: Final = (
 )
 STALE_AFTER_BARS: Final = 2
 _NOTHING: Final = "nothing in that time"
-_PORTION: Final = 200  # rows between two chances for other threads
+# Between two portions the interpreter is really let go: without a pause, a thread that gives up its lock mostly takes
+# it again before another has woken, and each step of a decision would wait for a time slice (5 ms).
+_PORTION: Final = 100  # rows, about a millisecond
+_PAUSE_SECONDS: Final = 0.0005
 _SHOWN_COMMANDS: Final = 10
 _STREAM_PAGE: Final = 200
 _SKEW_WARNING_MS: Final = 1000
@@ -81,13 +84,14 @@ class RowEncoder:
         )
         return plain[:-1] + f",{','.join(documents)}}}".encode()
 
-    def listing(self, head: dict[str, Any], rows: Sequence[Any]) -> bytes:
-        """An object with `head` and the rows as items."""
-        parts = []
-        for begin in range(0, len(rows), _PORTION):
-            parts.append(b",".join([self.encode(row) for row in rows[begin : begin + _PORTION]]))
-            time.sleep(0)  # lets a waiting thread have the interpreter
-        return to_json(head)[:-1] + b',"items":[' + b",".join(parts) + b"]}"
+    def encode_all(self, rows: Sequence[Any]) -> bytes:
+        """Rows with commas between them."""
+        return b",".join([self.encode(row) for row in rows])
+
+
+def _listing(head: dict[str, Any], items: Sequence[bytes]) -> bytes:
+    """An object with `head` and portions of encoded rows as items."""
+    return b"".join((to_json(head)[:-1], b',"items":[', b",".join(items), b"]}"))
 
 
 _DECISION: Final = RowEncoder(DecisionRow)
@@ -129,16 +133,35 @@ def _list(
     since: int | None,
     limit: int,
 ) -> bytes:
+    """Rows of the current run in portions, each short enough for a decision to wait for."""
     run = read.active_run()
     if run is None:
         return no_rows()
-    if since is None:
-        rows = ask(run.id, Page(order="newest", limit=limit))[::-1]
-    else:
-        rows = ask(run.id, Page(since=since, order="oldest", limit=limit))
-    following = getattr(rows[-1], moment) + 1 if rows else None
-    head = {"run_id": run.id, "detail": None if rows else _NOTHING, "next_since": following}
-    return encoder.listing(head, rows)
+    backwards = since is None
+    place = attrgetter(moment)
+    portions: list[bytes] = []
+    newest: int | None = None
+    bound = since
+    while limit > 0:
+        count = min(limit, _PORTION)
+        page = Page(until=bound, order="newest", limit=count) if backwards else Page(since=bound, limit=count)
+        rows = ask(run.id, page)
+        if not rows:
+            break
+        if newest is None or not backwards:
+            newest = place(rows[0 if backwards else -1])
+        portions.append(encoder.encode_all(rows[::-1] if backwards else rows))
+        if len(rows) < count:
+            break
+        bound = place(rows[-1]) + (-1 if backwards else 1)
+        limit -= count
+        time.sleep(_PAUSE_SECONDS)
+    head = {
+        "run_id": run.id,
+        "detail": _NOTHING if newest is None else None,
+        "next_since": None if newest is None else newest + 1,
+    }
+    return _listing(head, portions[::-1] if backwards else portions)
 
 
 def list_events(read: Reader, since: int | None, after: int | None, limit: int) -> bytes:
@@ -155,7 +178,11 @@ def list_events(read: Reader, since: int | None, after: int | None, limit: int) 
         "detail": None if rows else _NOTHING,
         "next_after": rows[-1].id if rows else None,
     }
-    return _EVENT.listing(head, rows)
+    portions = []
+    for begin in range(0, len(rows), _PORTION):
+        portions.append(_EVENT.encode_all(rows[begin : begin + _PORTION]))
+        time.sleep(_PAUSE_SECONDS)
+    return _listing(head, portions)
 
 
 def list_positions(read: Reader) -> bytes:
@@ -164,7 +191,8 @@ def list_positions(read: Reader) -> bytes:
     if run is None:
         return no_positions()
     rows = read.positions(run.id)
-    return _POSITION.listing({"run_id": run.id, "detail": None if rows else "flat, and never traded"}, rows)
+    head = {"run_id": run.id, "detail": None if rows else "flat, and never traded"}
+    return _listing(head, [_POSITION.encode_all(rows)] if rows else [])
 
 
 def no_rows() -> bytes:
