@@ -215,6 +215,11 @@ class ExchangeClient:
         return round(self._clock() * 1_000.0) + self._clock_offset_ms
 
     @property
+    def knows_markets(self) -> bool:
+        """Whether the exchange has told which markets it has: from then on an unknown symbol is a fact."""
+        return bool(self._client.markets)
+
+    @property
     def tells_time(self) -> bool:
         """Whether the exchange tells its time; else this machine's is taken for it."""
         return bool(self._client.has.get("fetchTime"))

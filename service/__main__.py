@@ -1,4 +1,4 @@
-"""python -m service: serve, example, keys.
+"""python -m service: serve, paper, example, keys, ledger.
 
 Here the process is put together: settings, a checkpoint, keys, a socket. Heavy imports wait for the command that
 needs them, so that --help answers at once.
@@ -21,6 +21,7 @@ from service.auth import ALL_SCOPES, ApiKey, Authenticator, KeyFile, Scope, dige
 from service.config import ServiceConfig
 from service.ledger.commands import app as ledger_app
 from service.limits import TokenBuckets
+from service.paper.commands import paper
 from service.settings import Settings, read_settings
 
 KEY_FILE = "keys.json"
@@ -32,6 +33,7 @@ app = make_app("Serve trading decisions of a checkpoint over REST.")
 keys_app = make_app("API keys: only their hashes are stored, so a key is shown once, when it is made.")
 app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
+app.command()(paper)
 
 CheckpointOption = Annotated[
     str | None,

@@ -24,7 +24,8 @@ _MOST_REPLIES: Final = 10
 class ExchangeFeed:
     """`BarFeed` of one market of one exchange.
 
-    symbol: as ccxt spells it. page: most bars asked for at once. clock: this machine's, seconds since the epoch.
+    symbol: as ccxt spells it. venue: for the ledger. page: most bars asked for at once. clock: this machine's, seconds
+    since the epoch.
     """
 
     continuous = True
@@ -35,10 +36,12 @@ class ExchangeFeed:
         symbol: str,
         timeframe: Timeframe,
         *,
+        venue: str,
         page: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
+        self._venue = venue
         self._symbol = symbol
         self._timeframe = timeframe
         self._page = page or client.page_limit()
@@ -47,7 +50,7 @@ class ExchangeFeed:
 
     @property
     def venue(self) -> str:
-        return self._client.name
+        return self._venue
 
     def read_clock(self) -> ClockReading:
         """Measured anew each time: the median of a few samples (`ExchangeClient.measure_clock`)."""
@@ -58,9 +61,7 @@ class ExchangeFeed:
 
     def closed_bars(self, *, since: int, now: int) -> Bars:
         with _translated():
-            if not self._supported:
-                self._client.check_supported(self._symbol, self._timeframe)
-                self._supported = True
+            self._check_supported()
             step = self._timeframe.milliseconds
             cursor = self._timeframe.ceil(since)
             while True:
@@ -70,6 +71,17 @@ class ExchangeFeed:
                 if len(bars) or beyond > now:
                     return bars
                 cursor = beyond
+
+    def _check_supported(self) -> None:
+        if self._supported:
+            return
+        try:
+            self._client.check_supported(self._symbol, self._timeframe)
+        except ExchangeRefused as error:
+            if self._client.knows_markets:
+                raise FeedRefused(str(error)) from error
+            raise
+        self._supported = True
 
     def seconds_until(self, moment: int, *, now: int) -> float:
         return max(moment - now, 0) / 1_000.0
@@ -107,7 +119,10 @@ class ExchangeFeed:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """The exchange's errors as a feed's."""
+    """The exchange's errors as a feed's.
+
+    A refusal may pass too: a proxy's page, a market under maintenance. Only what `_check_supported` finds is final.
+    """
     try:
         yield
     except BadReply as error:
@@ -115,4 +130,4 @@ def _translated() -> Iterator[None]:
     except ExchangeUnavailable as error:
         raise FeedUnavailable(str(error), kind=error.kind, retry_after_seconds=error.retry_after_seconds) from error
     except ExchangeRefused as error:
-        raise FeedRefused(str(error)) from error
+        raise FeedUnavailable(str(error), kind="refused") from error

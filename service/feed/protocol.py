@@ -12,7 +12,7 @@ from data.bars import Bars
 class FeedUnavailable(RuntimeError):
     """No answer now; asking again later may help.
 
-    kind: "network", "limit", "blocked" or "garbage", as `data.exchange` tells them apart.
+    kind: "network", "limit", "blocked", "garbage" as `data.exchange` tells them apart, or "refused".
     retry_after_seconds: what the venue asked to wait, if it did.
     """
 

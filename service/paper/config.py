@@ -1,10 +1,20 @@
 """How the paper trader keeps time and keeps trying: every bound, with its unit."""
 
+from enum import StrEnum
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from data.timeframe import Timeframe
+
+
+class FeedKind(StrEnum):
+    """Where bars come from."""
+
+    AUTO = "auto"
+    CCXT = "ccxt"
+    REPLAY = "replay"
+    SYNTHETIC = "synthetic"
 
 
 class PaperConfig(BaseModel):
@@ -24,11 +34,12 @@ class PaperConfig(BaseModel):
     late_floor_seconds: float = Field(
         20.0, ge=0.0, description="no bar is late before that, where that is under half a bar"
     )
-    poll_seconds: float = Field(5.0, gt=0.0, description="real; longest sleep between two looks at the venue's clock")
+    poll_seconds: float = Field(60.0, gt=0.0, description="real; longest sleep between two looks at the venue")
     command_seconds: float = Field(0.5, gt=0.0, description="real; longest a command waits to be noticed")
     heartbeat_seconds: float = Field(2.0, gt=0.0, description="real; how often the loop says that it turns")
     retry_base_seconds: float = Field(1.0, gt=0.0, description="real; first wait after a failed request, then doubled")
     retry_limit_seconds: float = Field(15.0, gt=0.0, description="real; the same after being told to slow down")
+    overdue_seconds: float = Field(1.0, gt=0.0, description="real; first wait for a bar that is due, then doubled")
     retry_longest_seconds: float = Field(60.0, gt=0.0, description="real; longest wait between failed requests")
     overlap_bars: int = Field(3, ge=1, description="known bars asked for again, to notice revisions")
     hold_after_gap_bars: int | None = Field(
@@ -41,8 +52,7 @@ class PaperConfig(BaseModel):
         """For a clock that is not ours: look often, because a minute there may be a moment here, and be lenient with
         lateness for the same reason."""
         return cls.model_validate(
-            {"clock": "venue", "grace_seconds": 0.0, "late_fraction": 0.5, "poll_seconds": 0.1, "command_seconds": 0.1}
-            | changes
+            {"clock": "venue", "grace_seconds": 0.0, "late_fraction": 0.5, "poll_seconds": 0.25} | changes
         )
 
     def late_after_ms(self, timeframe: Timeframe) -> int:

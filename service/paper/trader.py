@@ -24,7 +24,7 @@ from market_env.guards import Cause, GuardConfig, GuardState, Mode, Permit, Vita
 from market_env.instrument import Instrument
 from market_env.session import BarInput, BarRecord, Order, TradingSession
 from service.errors import InvalidModelOutput
-from service.model import Answer, Question, ServedModel
+from service.model import Answer, Sent, ServedModel
 from service.outlook import outlook
 from service.paper.explain import explain
 from service.schemas import Outlook
@@ -186,14 +186,9 @@ def take_bar(
 
 
 def _ask(model: ServedModel, history: Bars, session: TradingSession) -> Answer | Exception:
-    """The same road as a request to /v1/act: the last bars it needs, features, window, account, search."""
-    features = model.features.compute(history.slice(-model.required_bars, None))
-    question = Question(
-        window=model.observation.window(features, len(features) - 1),
-        account=session.account_observation(),
-        simulations=None,
-    )
-    [answer] = model.decide([question])
+    """The road of a request to /v1/act, from the bars it would send on."""
+    bars = history.slice(-model.required_bars, None)
+    [answer] = model.answer([Sent(bars, session.account_observation(), simulations=None)])
     return answer
 
 
