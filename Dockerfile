@@ -78,7 +78,7 @@ LABEL org.opencontainers.image.title="smu0" \
 # A new named volume takes over the owner of the directory it is mounted on.
 RUN groupadd --gid 10001 smu0 \
     && useradd --uid 10001 --gid smu0 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin smu0 \
-    && install -d -o smu0 -g smu0 -m 0750 /var/lib/smu0 /run/smu0-database
+    && install -d -o smu0 -g smu0 -m 0750 /var/lib/smu0 /var/lib/smu0-database /run/smu0-database
 COPY --from=build /opt/venv /opt/venv
 COPY --from=build /opt/smu0 /opt/smu0
 COPY configs/*.yaml /opt/smu0/configs/

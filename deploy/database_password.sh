@@ -1,5 +1,9 @@
 #!/bin/sh
-# The database's password is made once, here, and is known to nobody: it stays in its volume.
+# The database's password is made once, here, and is shown to nobody: it stays in its volume.
 set -eu
 umask 077
-[ -s /run/smu0-database/password ] || python -c "import secrets; print(secrets.token_hex(24))" > /run/smu0-database/password
+file="${SMU0_DATABASE_PASSWORD_FILE}"
+if [ ! -s "${file}" ]; then
+  python -c "import secrets; print(secrets.token_hex(24))" > "${file}.new"
+  mv "${file}.new" "${file}"
+fi
