@@ -27,6 +27,7 @@ from market_env.actions import ActionGrid
 from market_env.instrument import Instrument
 from market_env.observation import ObservationBuilder
 from market_env.snapshot import AccountObserver, AccountSnapshot
+from service import bar_table
 from service.bar_table import BarTable
 from service.errors import InvalidModelOutput, InvalidRequest
 from service.schemas import LARGEST_AMOUNT, SMALLEST_PRICE, AccountState, ActRequest, CodeStatistics, ModelDescription
@@ -399,6 +400,7 @@ def _warm_up(
 
     Raises ModelError when it is not finite, not allowed, or not the same twice.
     """
+    bar_table.warm_up()
     # The features are those of any timeframe; an hour exercises the time of week.
     bars = golden_bars(Timeframe.parse("1h"), observation.length + features.warmup - 1)
     table = features.compute(bars)
