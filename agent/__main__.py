@@ -13,9 +13,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from agent.checkpoint import CheckpointError, load_policy, read_metadata
+from agent.checkpoint import CheckpointError, CheckpointPolicy, load_policy, read_metadata
 from agent.evaluation import evaluate as evaluate_policy
 from agent.planner import Planner
+from agent.search_tree import draw
+from agent.spaces import action_masks, as_observations
 from agent.train import RunSettings, Trainer, decoder
 from configs.environments import MarketEnvs
 from configs.experiment import Experiment, ExperimentError, Split, load_experiment, parse_experiment
@@ -125,14 +127,22 @@ def evaluate(
 @app.command()
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="checkpoint directory")],
+    tree: Annotated[bool, typer.Option("--tree", help="draw the search of one decision instead")] = False,
+    split: Annotated[Split, typer.Option(help="--tree: which part of the bars")] = "validation",
+    step: Annotated[int, typer.Option(min=0, help="--tree: bars after the first decision of the split")] = 0,
+    simulations: Annotated[int | None, typer.Option(min=1, help="--tree: search budget")] = None,
+    depth: Annotated[int, typer.Option(min=1, help="--tree: edges drawn; a bar is two")] = 4,
     json_output: JsonOption = False,
 ) -> None:
-    """Show what a checkpoint is: parameters, how far it was trained, what its chance codes have meant.
+    """Show a checkpoint: parameters, how far it was trained, what its chance codes have meant; or how it decides.
 
-    Example: python -m agent inspect var/runs/demo/checkpoints/best
+    Example: python -m agent inspect var/runs/demo/checkpoints/best --tree --step 100
     """
     policy = load_policy(checkpoint)
     metadata = policy.metadata
+    if tree:
+        _draw_decision(checkpoint, policy, split, step, simulations, depth)
+        return
     parameters = {
         name: sum(p.numel() for p in part.parameters())
         for name, part in (
@@ -166,6 +176,46 @@ def inspect(
         quantiles = [f"{code.quantiles[q]:+.3%}" for q in ("0.05", "0.5", "0.95")]
         table.add_row(str(code.code), f"{code.count / total:.1%}", f"{code.mean:+.3%}", *quantiles)
     Console().print(table)
+
+
+def _draw_decision(
+    checkpoint: Path, policy: CheckpointPolicy, split: Split, step: int, simulations: int | None, depth: int
+) -> None:
+    """Play the split up to the step, greedily, and draw the search that decides there."""
+    metadata = policy.metadata
+    experiment = parse_experiment(metadata.experiment, str(checkpoint))
+    env = MarketEnvs(experiment).evaluation(split, 1, experiment.seed)
+    planner = Planner(policy.model, metadata.agent.search, decode=decoder(env))
+    levels = experiment.market.actions.levels
+    observation, infos = env.reset(seed=experiment.seed)
+    for bar in range(step + 1):
+        mask = action_masks(infos, 1, policy.num_actions)
+        last = bar == step
+        result, _ = planner.plan(
+            as_observations(observation),
+            action_mask=mask,
+            simulations=simulations if last else None,
+            row_by_row=True,
+            with_tree=last,
+        )
+        if last:
+            break
+        observation, _, terminated, truncated, infos = env.step(result.action.astype("int64"))
+        if terminated[0] or truncated[0]:
+            raise ValueError(f"--step {step}: expected less than the {bar + 1} bars of the {split} split")
+    assert result.trees is not None, "the last search kept its tree"
+    total = sum(code.count for code in metadata.code_statistics)
+    names = {
+        code.code: f"{code.count / total:.0%} of bars, {code.mean:+.2%}, 90% within {code.quantiles['0.05']:+.2%} to "
+        f"{code.quantiles['0.95']:+.2%}"
+        for code in metadata.code_statistics
+    }
+    console = Console()
+    console.print(f"{split}, step {step}: target {levels[int(result.action[0])]:+g}", highlight=False)
+    console.print(
+        draw(result.trees, 0, action_names=lambda action: f"target {levels[action]:+g}", code_names=names, depth=depth),
+        highlight=False,
+    )
 
 
 def _run_directory(name: str) -> Path:

@@ -44,12 +44,14 @@ class Planner:
         seeds: NDArray[np.uint64] | None = None,
         explore: bool = False,
         row_by_row: bool = False,
+        with_tree: bool = False,
     ) -> tuple[SearchResult, NDArray[np.float32]]:
         """Search from each observation. Returns the result and the prior's logits [B, A].
 
         row_by_row: represent each observation as if it were alone, so that a row's result is the same to the last bit
         in any batch (the search's rows always are). Such a result is not bit for bit the one without, where torch
-        represents the batch. Raises ValueError naming the entry when an observation is not finite.
+        represents the batch. with_tree: keep the trees too. Raises ValueError naming the entry when an observation is
+        not finite.
         """
         if self._decode is not None:
             observations = self._decode(observations)
@@ -66,6 +68,7 @@ class Planner:
             seeds=seeds,
             explore=explore,
             simulations=simulations,
+            with_tree=with_tree,
         )
         return result, roots.policy_logits
 
