@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,7 +55,8 @@ class Server:
     binaries: Path
     directory: Path
     process: "subprocess.Popen[bytes] | None" = None
-    databases: int = 0
+    made: int = 0
+    free: list[str] = field(default_factory=list)
 
     def start(self) -> None:
         log = (self.directory / "log").open("ab")
@@ -82,16 +83,22 @@ class Server:
             self.process.wait(_START_SECONDS)
             self.process = None
 
-    def new_database(self, template: str = "template0") -> str:
-        """Name of an empty database, or of a copy of another one."""
-        self.databases += 1
-        name = f"ledger_{self.databases}"
-        with psycopg.connect(self._dsn("postgres"), autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
-        return name
+    @contextlib.contextmanager
+    def database(self) -> Iterator[str]:
+        """URL of an empty database. It is emptied for the next one who asks: making one writes three hundred files."""
+        if not self.free:
+            self.made += 1
+            self.free.append(f"ledger_{self.made}")
+            self._execute("postgres", f"CREATE DATABASE {self.free[-1]}")
+        name = self.free.pop()
+        yield f"postgresql+psycopg://smu0@/{name}?host={self.directory}"
+        self._execute(name, "DROP SCHEMA public CASCADE")
+        self._execute(name, "CREATE SCHEMA public")
+        self.free.append(name)
 
-    def url(self, database: str) -> str:
-        return f"postgresql+psycopg://smu0@/{database}?host={self.directory}"
+    def _execute(self, database: str, statement: str) -> None:
+        with psycopg.connect(self._dsn(database), autocommit=True) as connection:
+            connection.execute(statement)
 
     def _dsn(self, database: str) -> str:
         return f"host={self.directory} dbname={database} user=smu0 connect_timeout=5"
@@ -146,22 +153,27 @@ def server() -> Iterator[Server]:
 
 # --- ledgers ---------------------------------------------------------------------------------------------------------
 
+TRADED_BARS = 12
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Of a ledger that is not there yet."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/state/ledger.sqlite3"
-    server: Server = request.getfixturevalue("server")
-    return server.url(server.new_database())
+
+@pytest.fixture
+def database(server: Server) -> Iterator[str]:
+    """URL of an empty database of a PostgreSQL server."""
+    with server.database() as url:
+        yield url
 
 
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
+    """Of a SQLite ledger that is not there yet."""
     return f"sqlite:///{tmp_path}/state/ledger.sqlite3"
 
 
-TRADED_BARS = 12
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Of a ledger that is not there yet, on either database."""
+    found: str = request.getfixturevalue("sqlite_url" if request.param == "sqlite" else "database")
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -173,15 +185,6 @@ def traded_file(small: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
     return file
 
 
-@pytest.fixture(scope="session")
-def traded_database(server: Server, small: ModuleType) -> str:
-    """The same as a database of the server."""
-    name = server.new_database()
-    with Ledger.open(server.url(name), writable=True) as ledger:
-        small.trade_all(ledger, TRADED_BARS)
-    return name
-
-
 @pytest.fixture
 def sqlite_traded(traded_file: Path, sqlite_url: str, tmp_path: Path) -> Iterator[Ledger]:
     """A copy of the traded ledger."""
@@ -191,17 +194,19 @@ def sqlite_traded(traded_file: Path, sqlite_url: str, tmp_path: Path) -> Iterato
         yield ledger
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def traded(request: pytest.FixtureRequest) -> Iterator[Ledger]:
-    """A copy of the traded ledger, on either database."""
-    if request.param == "sqlite":
-        yield request.getfixturevalue("sqlite_traded")
-        return
-    server: Server = request.getfixturevalue("server")
-    with Ledger.open(
-        server.url(server.new_database(request.getfixturevalue("traded_database"))), writable=True
-    ) as ledger:
+@pytest.fixture
+def server_traded(database: str, small: ModuleType) -> Iterator[Ledger]:
+    """The same on a server."""
+    with Ledger.open(database, writable=True) as ledger:
+        small.trade_all(ledger, TRADED_BARS)
         yield ledger
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def traded(request: pytest.FixtureRequest) -> Ledger:
+    """The same on either database."""
+    found: Ledger = request.getfixturevalue("sqlite_traded" if request.param == "sqlite" else "server_traded")
+    return found
 
 
 OpenLedger = Callable[..., Ledger]

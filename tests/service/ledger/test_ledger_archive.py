@@ -272,10 +272,9 @@ def test_a_lock_where_nothing_may_be_written_says_so(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_on_a_server_that_broke_is_noticed(server: Any) -> None:
-    url = server.url(server.new_database())
-    with paper_lock(url) as lock:
-        with Ledger.open(url, writable=True) as ledger, ledger.engine.connect() as connection:
+def test_a_lock_on_a_server_that_broke_is_noticed(database: str) -> None:
+    with paper_lock(database) as lock:
+        with Ledger.open(database, writable=True) as ledger, ledger.engine.connect() as connection:
             connection.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND database = "

@@ -153,14 +153,15 @@ def test_a_run_nobody_knows_is_named(command: Command) -> None:
 
 
 def test_a_server_is_used_where_it_is_named(
-    command: Command, server: Any, traded_database: str, monkeypatch: pytest.MonkeyPatch
+    command: Command, server: Any, server_traded: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SMU0_DATABASE_URL", server.url(server.new_database(traded_database)))
+    monkeypatch.setenv("SMU0_DATABASE_URL", server_traded.url.render_as_string(hide_password=False))
     assert "run run-1 adds up, to the last bit" in command("check")
     made = data(command("backup", "--json"))["backup"]
-    monkeypatch.setenv("SMU0_DATABASE_URL", server.url(server.new_database()))
-    assert data(command("restore", made, "--json"))["kept"] is None
-    assert "run run-1 adds up, to the last bit" in command("check")
+    with server.database() as empty:
+        monkeypatch.setenv("SMU0_DATABASE_URL", empty)
+        assert data(command("restore", made, "--json"))["kept"] is None
+        assert "run run-1 adds up, to the last bit" in command("check")
 
 
 def test_a_password_is_never_printed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,9 @@ def test_a_status_nobody_knows_is_refused(ledger: Ledger, small: ModuleType) -> 
         write.insert_bars([bar(0, status="perhaps")])
 
 
-def test_a_row_of_no_run_is_refused(ledger: Ledger) -> None:
+def test_a_row_of_no_run_is_refused(open_ledger: OpenLedger) -> None:
+    open_ledger()  # the connection that makes the tables is another one
+    ledger = open_ledger()
     with pytest.raises(LedgerError), ledger.transaction() as write:
         write.insert_bars([bar(0)])
 
