@@ -317,6 +317,9 @@ def find_problems(process: Process | None, guards: Guards | None, now_ms: int) -
         )
     else:
         problems += _of_feed(process.state, now_ms)
+        words = None if process.state is None else process.state.degraded
+        if words is not None and not problems and (guards is None or guards.mode == "ACTIVE"):
+            problems.append(Problem(kind="degraded", severity="warning", message=f"{_sentence(words)}."))
     if guards is not None and guards.mode == "HALTED":
         problems.append(Problem(kind="halted", severity="error", message=f"Halted: {_sentence(guards.reason)}."))
     elif guards is not None and guards.mode == "REDUCING":
@@ -351,8 +354,6 @@ def _of_feed(state: HeartbeatState | None, now_ms: int) -> list[Problem]:
             f"This machine's clock differs by {state.clock_skew_ms / 1000.0:+.1f} s from the exchange's. Set it by NTP."
         )
         problems.append(Problem(kind="clock_skew", severity="warning", message=words))
-    if state.degraded is not None and not problems:
-        problems.append(Problem(kind="degraded", severity="warning", message=f"{_sentence(state.degraded)}."))
     return problems
 
 

@@ -218,6 +218,16 @@ def test_a_degraded_trader_is_said_to_be_so(
     assert words in status["problems"][0]["message"]
 
 
+def test_what_the_guards_say_is_said_once(client: httpx.Client, paper_run: Any) -> None:
+    paper_run.advance(2)
+    with paper_run.ledger.transaction() as write:
+        write.insert_command("halt", reason="a test", confirm="halt", requested_by="cli", now_ms=1)
+    paper_run.handle_commands()
+    paper_run.beat(degraded="HALTED: a test")
+    [problem] = client.get("/v1/paper/status").json()["problems"]
+    assert (problem["kind"], problem["message"]) == ("halted", "Halted: a test.")
+
+
 def test_a_silent_trader_is_stopped(client: httpx.Client, paper_run: Any, now: Callable[[], float]) -> None:
     paper_run.advance(2)
     paper_run.beat(ts_ms=int(now() * 1000) - 61_000)

@@ -39,7 +39,7 @@ const Charts = (() => {
   };
 
   // Candles, the fills in them, and the exposure held, on one time axis.
-  const priceChart = (bars, fills, equity) => {
+  const priceChart = (bars, fills, equity, targets) => {
     if (!bars.length) return null;
     const c = colours();
     const x = bars.map((bar) => iso(bar.ts));
@@ -70,7 +70,7 @@ const Charts = (() => {
       layout: frame(c, {
         xaxis: axis(c, { type: "date", rangeslider: { visible: false }, anchor: "y2", showgrid: false }),
         yaxis: axis(c, { domain: [0.27, 1] }),
-        yaxis2: axis(c, { domain: [0, 0.2], range: [-1.08, 1.08], tickvals: [-1, 0, 1], ticktext: ["Short", "Flat", "Long"], fixedrange: true }),
+        yaxis2: axis(c, { domain: [0, 0.2], range: [Math.min(...targets) < 0 ? -1.08 : -0.08, 1.08], tickvals: [-1, 0, 1], ticktext: ["Short", "Flat", "Long"], fixedrange: true }),
         showlegend: true, legend: legend(c), margin: { l: narrow() ? 8 : 62, r: 8, t: 26, b: 4 },
       }),
     };

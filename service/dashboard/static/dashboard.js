@@ -419,7 +419,7 @@
     const equity = state.equity.filter((point) => point.ts >= first);
     const fills = state.fills.filter((fill) => fill.bar_ts >= first);
     const jobs = [
-      Charts.draw("chart-price", Charts.priceChart(bars, fills, equity), "Candles appear with the first closed bars."),
+      Charts.draw("chart-price", Charts.priceChart(bars, fills, equity, state.status?.run?.target_positions ?? [-1, 1]), "Candles appear with the first closed bars."),
       Charts.draw("chart-equity", Charts.equityChart(equity), "The curve begins with the second bar of the account."),
     ];
     const from = bars.length ? `${bars.length} bars since ${Words.time(first)} UTC` : "\u00a0";
@@ -501,7 +501,7 @@
   const boxes = new ResizeObserver((entries) => {
     for (const { target } of entries) if (target.classList.contains("js-plotly-plot")) Plotly.Plots.resize(target);
   });
-  document.querySelectorAll(".plot").forEach((box) => boxes.observe(box));
+  document.querySelectorAll(".graph").forEach((box) => boxes.observe(box));
 
   const boot = async () => {
     try {
