@@ -27,24 +27,14 @@ from market_env.instrument import Instrument
 from service.app import create_app
 from service.auth import ALL_SCOPES, Authenticator, KeyFile, Scope
 from service.config import ServiceConfig
-from service.ledger.schema import (
-    AccountRow,
-    BarRow,
-    DecisionRow,
-    EquityRow,
-    FillRow,
-    HeartbeatRow,
-    OrderRow,
-    PositionRow,
-    RiskStateRow,
-    RunRow,
-)
-from service.ledger.store import Ledger, Writer
+from service.ledger.schema import HeartbeatRow, RunRow
+from service.ledger.store import Ledger
 from service.ledger_desk import LedgerDesk
 from service.limits import TokenBuckets
 from service.model import ServedModel, Serving, load_model
 from service.paper.heartbeat import HeartbeatState
-from service.paper.trader import Setup, Standing, Step, Verdict, take_bar
+from service.paper.recorder import Moment, record_guards, record_step
+from service.paper.trader import Setup, Standing, Verdict, take_bar
 from service.runtime import Service
 from service.sessions import Sessions
 
@@ -277,10 +267,6 @@ PAPER_BARS = 100  # of the end of the sample, which a run can go through
 RUN_ID = "run-1"
 
 
-def _document(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)
-
-
 class Restless:
     """A policy that plans and then does something else each time, so that an account has fills to show."""
 
@@ -314,19 +300,16 @@ class PaperRun:
             model, market, Instrument.for_symbol(bars.symbol), PAPER_SEED, market.episode.initial_equity, GuardConfig()
         )
         self.standing = Standing.opened(self.setup, now_ms=0)
-        self.pending: int | None = None
-        self.start_close: float | None = None
+        self.cursor: int | None = None
+        self.first_close: float | None = None
+        self.run = RunRow(
+            id=run_id, created_ms=self.now_ms, model=model.label, checkpoint_sha256=model.sha256, config_json="{}",
+            market_json=market.model_dump_json(), instrument_json=self.setup.instrument.model_dump_json(),
+            seed=PAPER_SEED, instrument=bars.symbol, timeframe=str(bars.timeframe), venue="replay",
+            initial_equity=self.setup.initial_equity, code_version="test",
+        )  # fmt: skip
         with ledger.transaction() as write:
-            write.start_run(
-                RunRow(
-                    id=run_id, created_ms=self.now_ms, model=model.label, checkpoint_sha256=model.sha256,
-                    config_json="{}", market_json=market.model_dump_json(),
-                    instrument_json=self.setup.instrument.model_dump_json(), seed=PAPER_SEED, instrument=bars.symbol,
-                    timeframe=str(bars.timeframe), venue="replay", initial_equity=self.setup.initial_equity,
-                    code_version="test",
-                )
-            )  # fmt: skip
-            write.begin_trading(run_id, int(bars.timestamp[self.row]))
+            write.start_run(self.run)
             write.append_event("started", f"a run begins on {bars.symbol}", ts_ms=self.now_ms, run_id=run_id)
         self.beat()
 
@@ -362,102 +345,21 @@ class PaperRun:
 
     def _take_one(self) -> None:
         history = self.bars.slice(self.row + 1 - self.setup.history_bars, self.row + 1)
+        before = self.standing.guards
         step = take_bar(
             self.setup, self.standing, history, verdict=Verdict.DECIDE, vitals=Vitals(), stopwatch=time.perf_counter
         )
         self.row += 1
         self.standing = step.standing
+        if self.first_close is None:
+            self.first_close = step.bar.close
         with self.ledger.transaction() as write:
-            self._record(write, step)
-
-    def _record(self, write: Writer, step: Step) -> None:
-        bar, record, thought, run_id, symbol = step.bar, step.record, step.thought, self.run_id, self.bars.symbol
-        timeframe, close_ms = str(self.bars.timeframe), bar.timestamp + bar.duration_ms
-        self.start_close = self.start_close or bar.close
-        write.insert_bars([
-            BarRow(
-                run_id=run_id, ts=bar.timestamp, instrument=symbol, timeframe=timeframe, open=bar.open, high=bar.high,
-                low=bar.low, close=bar.close, volume=bar.volume, received_ms=close_ms, status="used",
-            )
-        ])  # fmt: skip
-        if self.pending is not None:
-            write.settle_order(self.pending, "filled" if record.qty_filled else "cancelled", filled_in_ts=bar.timestamp)
-            if record.qty_filled:
-                costs = {
-                    name: getattr(record, name)
-                    for name in (
-                        "fee", "slippage_cost", "impact_cost", "latency_pnl", "gap_pnl", "bar_pnl", "funding",
-                        "liquidation_cost", "bad_debt", "arrival_price",
-                    )
-                }  # fmt: skip
-                write.insert_fill(
-                    FillRow(
-                        run_id=run_id, order_id=self.pending, instrument=symbol, bar_ts=bar.timestamp,
-                        quantity=record.qty_filled, price=record.fill_price, reference_price=bar.open,
-                        fraction=record.fill_fraction, **costs,
-                    )
-                )  # fmt: skip
-            self.pending = None
-        answer = None if thought is None else thought.answer
-        decision_id = write.insert_decision(
-            DecisionRow(
-                run_id=run_id, instrument=symbol, timeframe=timeframe, bar_ts=bar.timestamp, decided_ms=close_ms + 40,
-                status=step.status.value, reason=step.reason, mode=step.mode.value,
-                **({} if answer is None or thought is None else {
-                    "action": answer.action, "target_position": self.setup.model.target_positions[answer.action],
-                    "policy_json": _document(answer.policy), "prior_json": _document(answer.prior),
-                    "value": answer.value, "q_values_json": _document(answer.q_values),
-                    "visits_json": _document(answer.visits),
-                    "outlook_json": _document([one.model_dump() for one in thought.outlook]),
-                    "simulations": answer.simulations, "depth": answer.depth, "model": self.setup.model.label,
-                    "latency_ms": thought.latency_ms,
-                }),
-            )
-        )  # fmt: skip
-        if step.submission is not None:
-            order = step.submission.order
-            placed = order.quantity != 0.0
-            order_id = write.insert_order(
-                OrderRow(
-                    run_id=run_id, decision_id=decision_id, instrument=symbol, submitted_ts=order.decided_at,
-                    target_position=order.target, target_exposure=order.target, quantity=order.quantity,
-                    limit_price=order.limit_price, mark_price=order.mark_price, sigma=step.submission.sigma,
-                    median_volume=step.submission.median_volume, status="pending" if placed else "empty",
-                )
+            record_step(
+                write, self.run, step, cursor=self.cursor, before=before, first_close=self.first_close,
+                continuous=False, model=self.setup.model, moment=Moment(self.now_ms + 40, int(self.now() * 1000)),
             )  # fmt: skip
-            self.pending = order_id if placed else None
-        guards = step.standing.guards
-        write.insert_equity(
-            EquityRow(
-                run_id=run_id, ts=bar.timestamp, equity=record.equity, cash=record.cash, units=record.units,
-                exposure=record.exposure, close=bar.close, drawdown_fraction=guards.drawdown,
-                buy_and_hold_equity=self.setup.initial_equity * bar.close / self.start_close, record_json="{}",
-            )
-        )  # fmt: skip
-        write.put_position(
-            PositionRow(
-                run_id=run_id, instrument=symbol, units=record.units, average_price=bar.close if record.units else 0.0,
-                exposure=record.exposure, updated_ts=bar.timestamp,
-            )
-        )  # fmt: skip
-        write.put_account(
-            AccountRow(
-                run_id=run_id, cash=record.cash, equity=record.equity, peak_equity=guards.peak_equity,
-                session_state_json="{}", updated_ts=bar.timestamp,
-            )
-        )  # fmt: skip
-        self.put_guards(write)
-
-    def put_guards(self, write: Writer) -> None:
-        """What the guards remember."""
-        guards = self.standing.guards
-        write.put_risk_state(
-            RiskStateRow(
-                run_id=self.run_id, mode=guards.mode.value, reason=guards.reason, since_ms=guards.since_ms,
-                peak_equity=guards.peak_equity, day=guards.day, day_open_equity=guards.day_open_equity,
-                trades_today=guards.trades_today, exchange_errors=0, state_json=guards.model_dump_json(),
-            )
-        )  # fmt: skip
+        self.cursor = step.bar.timestamp
+        self.run = replace(self.run, first_bar_ts=self.run.first_bar_ts or self.cursor)
 
     def handle_commands(self) -> None:
         """Carry out what was asked, as the trader does."""
@@ -471,12 +373,12 @@ class PaperRun:
                         guards, config, cause=Cause.COMMAND, now_ms=now_ms, flatten=command.kind == "flatten",
                         note=command.reason,
                     )  # fmt: skip
+                record_guards(write, self.run, self.standing.guards, guards, local_ms=now_ms)
                 self.standing = replace(self.standing, guards=guards)
                 write.finish_command(command.id, "done", f"now {guards.mode}", now_ms=now_ms)
                 write.append_event(
                     "command", f"{command.kind}: {command.reason}", ts_ms=now_ms, severity="warning", run_id=self.run_id
                 )
-                self.put_guards(write)
 
 
 @pytest.fixture
