@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO := var/demo
 
-.PHONY: demo test test-slow lint types imports lock clean help
+.PHONY: demo test test-slow test-failures test-compose lint types imports lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -37,10 +37,16 @@ demo: $(VENV)/.installed ## train on S&P 500 daily bars, backtest, write var/dem
 	@echo "  ask for one       $(BIN)/python -m service example | curl -s -H \"X-API-Key: KEY\" -H 'content-type: application/json' -d @- http://127.0.0.1:8000/v1/act"
 
 test: $(VENV)/.installed-dev lint types imports ## everything CI runs: lint, types, import contracts, tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not failures and not compose"
 
-test-slow: $(VENV)/.installed-dev ## learning runs, kill tests and soaks
-	$(BIN)/python -m pytest -m slow
+test-slow: $(VENV)/.installed-dev ## learning runs
+	$(BIN)/python -m pytest -m "slow and not failures"
+
+test-failures: $(VENV)/.installed-dev ## kill tests, outages, soaks: what paper trading must survive
+	$(BIN)/python -m pytest -m failures
+
+test-compose: $(VENV)/.installed-dev ## build the image, run the compose file and kill its containers; needs a Docker engine
+	$(BIN)/python -m pytest -m compose
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

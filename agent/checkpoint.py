@@ -31,7 +31,7 @@ from agent.config import AgentConfig
 from agent.networks.model import StochasticMuZero
 from agent.search_policy import SearchPolicy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: the chance encoder reads the difference of two observations too
 METADATA = "checkpoint.json"
 WEIGHTS = "weights.safetensors"
 TRAINING = "training.safetensors"

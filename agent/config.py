@@ -91,7 +91,11 @@ class LearnerConfig(_Config):
     reward_weight: float = Field(1.0, ge=0, description="weight of the reward loss")
     policy_weight: float = Field(1.0, ge=0, description="weight of the policy loss")
     chance_weight: float = Field(1.0, ge=0, description="weight of the chance loss")
-    commitment_weight: float = Field(0.25, ge=0, description="β, weight of the commitment loss")
+    commitment_weight: float = Field(
+        0.02,
+        ge=0,
+        description="β, weight of the commitment loss; at 0.25 it freezes the first codes before they mean anything",
+    )
     consistency_weight: float = Field(
         0.0,
         ge=0,
