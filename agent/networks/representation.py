@@ -162,20 +162,36 @@ class Representation(nn.Module):
 class ChanceEncoder(nn.Module):
     """e: what chance did between two observations, as logits over C codes.
 
-    Reads (oₜ, oₜ₊₁, oₜ₊₁ − oₜ) side by side with a backbone of its own: the difference is what happened, and an
-    untrained reader of the pair alone sees mostly what both have in common and gives every pair the same code. There
-    is no decoder: a code means whatever helps to predict reward, value and policy (Antonoglou et al. 2022, §4).
+    Reads (oₜ, oₜ₊₁) side by side with a backbone of its own, and beside them what is new: the difference of vectors, and
+    the last step of a window with its difference to the step before. An untrained reader of the pair alone sees mostly
+    what both have in common and gives every pair the same code, and codes that start out equal tend to stay so
+    (docs/methods.md). There is no decoder: a code means whatever helps to predict reward, value and policy
+    (Antonoglou et al. 2022, §4).
     """
 
     def __init__(self, shapes: Shapes, *, backbone: Backbone, width: int, depth: int, codes: int) -> None:
         super().__init__()
-        triples = {name: (*shape[:-1], 3 * shape[-1]) for name, shape in shapes.items()}
-        self.reader = ObservationReader(triples, backbone=backbone, width=width, depth=depth, outputs=codes)
+        self.windows = frozenset(name for name, shape in shapes.items() if len(shape) == 2)
+        pairs: dict[str, tuple[int, ...]] = {}
+        for name, shape in shapes.items():
+            pairs[name] = (*shape[:-1], 2 * shape[-1])
+            pairs[_news(name)] = (2 * shape[-1],) if name in self.windows else shape
+        self.reader = ObservationReader(pairs, backbone=backbone, width=width, depth=depth, outputs=codes)
 
     def forward(self, observations: Mapping[str, Tensor], successors: Mapping[str, Tensor]) -> Tensor:
-        triples = {}
+        pairs = {}
         for name, before in observations.items():
             after = successors[name]
-            triples[name] = torch.cat([before, after, after - before], dim=-1)
-        logits: Tensor = self.reader(triples)
+            pairs[name] = torch.cat([before, after], dim=-1)
+            if name in self.windows:
+                last = after[:, -1]
+                pairs[_news(name)] = torch.cat([last, last - before[:, -1]], dim=-1)
+            else:
+                pairs[_news(name)] = after - before
+        logits: Tensor = self.reader(pairs)
         return logits
+
+
+def _news(name: str) -> str:
+    """Key of what is new in an entry. Entries of modules may hold no dot, so neither does this."""
+    return f"{name}_news"
