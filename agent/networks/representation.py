@@ -162,10 +162,10 @@ class Representation(nn.Module):
 class ChanceEncoder(nn.Module):
     """e: what chance did between two observations, as logits over C codes.
 
-    Reads (oₜ, oₜ₊₁) side by side with a backbone of its own, and beside them what is new: the difference of vectors, and
-    the last step of a window with its difference to the step before. An untrained reader of the pair alone sees mostly
-    what both have in common and gives every pair the same code, and codes that start out equal tend to stay so
-    (docs/methods.md). There is no decoder: a code means whatever helps to predict reward, value and policy
+    Reads (oₜ, oₜ₊₁) side by side with a backbone of its own, and beside them what is new: the difference of vectors,
+    and the last step of a window with its difference to the step before. An untrained reader of the pair alone sees
+    mostly what both have in common and gives every pair the same code, and codes that start out equal tend to stay
+    so (docs/methods.md). There is no decoder: a code means whatever helps to predict reward, value and policy
     (Antonoglou et al. 2022, §4).
     """
 
