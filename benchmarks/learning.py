@@ -42,10 +42,22 @@ TARGET = 0.95
 CONFIG: Json = {
     "discount": DISCOUNT,
     "network": {"width": 128, "encoder_width": 64, "latent": 64, "hidden": 128},
-    "search": {"simulations": 32, "min_q_range": 1.0, "threads": 1},
+    "search": {
+        "simulations": 32,
+        "min_q_range": 1.0,
+        "threads": 1,
+        # Three actions: with the usual noise (0.3, 0.25) a side of the trade can die out for good (docs/methods.md).
+        "dirichlet_alpha": 1.0,
+        "dirichlet_fraction": 0.5,
+    },
     "self_play": {"num_envs": 64},
-    "replay": {"min_steps": 4000},
-    "learner": {"batch_size": 128, "decay_updates": 6000, "updates_per_env_step": 0.04},
+    "replay": {"min_steps": 4000, "n_step": 5, "capacity_steps": 30_000, "counterfactual_ratio": 0.5},
+    "learner": {
+        "batch_size": 128,
+        "learning_rate": 3e-3,
+        "decay_updates": 7000,
+        "updates_per_env_step": 0.04,
+    },
     "training": {
         "env_steps": 200_000,
         "evaluate_every": 500,
@@ -91,7 +103,7 @@ SETTINGS = {
             "search": {"simulations": 24, "min_q_range": 0.0, "dirichlet_fraction": 0.25, "dirichlet_alpha": 0.3},
             "self_play": {"num_envs": 16},
             "replay": {"n_step": 20, "capacity_steps": 100_000, "counterfactual_ratio": 0.0},
-            "learner": {"updates_per_env_step": 0.1, "decay_updates": 8000},
+            "learner": {"learning_rate": 1e-3, "updates_per_env_step": 0.1, "decay_updates": 8000},
             "training": {"evaluation_episodes": 32},
         },
     ),
