@@ -16,12 +16,12 @@ def exchange_symbol(symbol: str) -> str:
     for separator in _SEPARATORS:
         if separator in name:
             base, _, quote = name.partition(separator)
-            if base and quote:
-                return f"{base}/{quote}"
-    for quote in _QUOTES:
+            break
+    else:
+        quote = next((known for known in _QUOTES if name.endswith(known)), "")
         base = name.removesuffix(quote)
-        if base and base != name:
-            return f"{base}/{quote}"
+    if base and quote:
+        return f"{base}/{quote}"
     raise ValueError(
         f"{symbol}: expected a market of an exchange, such as BTC/USDT or BTCUSDT, found no quote currency in it. Give "
         f"--symbol BTC/USDT, or trade stored bars with --feed replay"

@@ -118,7 +118,6 @@ def _trade(
     from service.paper.stopping import Stop
 
     stop = Stop()
-    stop.listen()
     with ledger.reading() as read:
         active = read.active_run()
         cursor = None if active is None else read.cursor(active.id, active.instrument, active.timeframe)
@@ -147,7 +146,8 @@ def _trade(
         "%s on %s %s from %s", model.label, setup.instrument.symbol, model.timeframe, source.feed.venue
     )  # fmt: skip
     try:
-        trader.run()
+        with stop.listening():
+            trader.run()
     except FeedRefused as error:
         raise ValueError(f"--symbol {setup.instrument.symbol}: {error}") from error
     finally:

@@ -36,7 +36,7 @@ class PaperConfig(BaseModel):
     )
     poll_seconds: float = Field(60.0, gt=0.0, description="real; longest sleep between two looks at the venue")
     command_seconds: float = Field(0.5, gt=0.0, description="real; longest a command waits to be noticed")
-    heartbeat_seconds: float = Field(2.0, gt=0.0, description="real; how often the loop says that it turns")
+    heartbeat_seconds: float = Field(5.0, gt=0.0, description="real; how often the loop says that it turns")
     retry_base_seconds: float = Field(1.0, gt=0.0, description="real; first wait after a failed request, then doubled")
     retry_limit_seconds: float = Field(15.0, gt=0.0, description="real; the same after being told to slow down")
     overdue_seconds: float = Field(1.0, gt=0.0, description="real; first wait for a bar that is due, then doubled")

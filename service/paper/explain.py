@@ -25,7 +25,8 @@ def explain(
     if others:
         second = max(others, key=lambda row: (policy[row], -row))
         parts.append(
-            f"next best {targets[second]:+g} at {policy[second]:.0%}, worth {q_values[second] - q_values[action]:+.3f}"
+            f"next best {_position(targets[second])} at {policy[second]:.0%}, "
+            f"{q_values[second] - q_values[action]:+.3f} in value"
         )
     known = [(one.probability, one.mean_return) for one in outlook if one.mean_return is not None]
     weight = sum(probability for probability, _ in known)
@@ -39,7 +40,11 @@ def explain(
 def _verb(target: float, held: float) -> str:
     """What going from the held position to the target is called."""
     if abs(target - held) < 0.005:
-        return f"stay at {target:+g}"
+        return f"stay {_position(target)}"
     if target == 0.0:
         return f"close {held:+.2f}"
-    return f"from {held:+.2f} to {target:+g}"
+    return f"from {held:+.2f} to {target:+g}" if abs(held) >= 0.005 else f"open {target:+g}"
+
+
+def _position(target: float) -> str:
+    return "flat" if target == 0.0 else f"at {target:+g}"

@@ -212,7 +212,12 @@ class PaperTrader:
             elif taken:
                 wait = 0.0
             else:
-                wait = self._config.overdue_seconds * 2.0**self._health.overdue
+                # Perhaps this bar never comes; the one after it must not be found late for that.
+                following = self._timeframe.floor(closed_by) + length
+                wait = min(
+                    self._config.overdue_seconds * 2.0**self._health.overdue,
+                    self._feed.seconds_until(following + now_ms - closed_by, now=now_ms),
+                )
                 self._health.overdue = min(self._health.overdue + 1, 20)
         self._next_look = self._around.seconds() + min(wait, self._config.poll_seconds)
 

@@ -18,10 +18,16 @@ class Stop:
         self._event = threading.Event()
         self._may_interrupt = False
 
-    def listen(self) -> None:
-        """Take SIGTERM and SIGINT as requests. Call it in the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take SIGTERM and SIGINT as requests. In the main thread only."""
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        before = [signal.signal(number, self._on_signal) for number in numbers]
+        try:
+            yield
+        finally:
+            for number, handler in zip(numbers, before, strict=True):
+                signal.signal(number, handler)
 
     def request(self) -> None:
         """Ask to end at the next boundary."""
