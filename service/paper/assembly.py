@@ -98,7 +98,7 @@ def make_terms(setup: Setup, source: Source, choice: FeedChoice) -> Terms:
         "experiment": setup.model.experiment.dump(),
         "guards": setup.guards.model_dump(mode="json"),
         "paper": source.config.model_dump(mode="json"),
-        "feed": {**asdict(choice), "url": None if choice.url is None else urlsplit(choice.url).netloc},
+        "feed": {**asdict(choice), "url": None if choice.url is None else _host(choice.url)},
         "trade_from": source.trade_from,
     }
     return Terms(
@@ -112,9 +112,14 @@ def _exchange(setup: Setup, choice: FeedChoice) -> Source:
         choice.exchange, url_override=choice.url, timeout_seconds=REQUEST_SECONDS, clock=time.time
     )  # fmt: skip
     # Bars of a mock must never be taken for an exchange's: the venue of a run says where they came from.
-    venue = f"ccxt:{choice.exchange}" + ("" if choice.url is None else f"@{urlsplit(choice.url).netloc}")
+    venue = f"ccxt:{choice.exchange}" + ("" if choice.url is None else f"@{_host(choice.url)}")
     feed = ExchangeFeed(client, symbol, setup.model.timeframe, venue=venue)
     return Source(feed, PaperConfig() if choice.url is None else PaperConfig.for_venue_time(), None)
+
+
+def _host(url: str) -> str:
+    """Host and port of a URL, without what may be a password before them."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 def _recorded(setup: Setup) -> Bars:

@@ -13,14 +13,16 @@ def explain(
     q_values: Sequence[float],
     value: float,
     held: float,
+    band: float,
     outlook: Sequence[Outlook],
 ) -> str:
     """Why this target: what the search preferred, by how much, and what it expects next.
 
-    targets, policy, q_values: [A]. held: position before, as the targets are. outlook: most probable first.
+    targets, policy, q_values: [A]. held: position before, as the targets are. band: changes smaller than this are not
+    traded. outlook: most probable first.
     """
     target = targets[action]
-    parts = [f"{_verb(target, held)} with {policy[action]:.0%} of the policy", f"value {value:+.3f}"]
+    parts = [f"{_verb(target, held, band)} with {policy[action]:.0%} of the policy", f"value {value:+.3f}"]
     others = [row for row in range(len(targets)) if row != action and policy[row] > 0.0]
     if others:
         second = max(others, key=lambda row: (policy[row], -row))
@@ -37,13 +39,13 @@ def explain(
     return "; ".join(parts)
 
 
-def _verb(target: float, held: float) -> str:
+def _verb(target: float, held: float, band: float) -> str:
     """What going from the held position to the target is called."""
-    if abs(target - held) < 0.005:
-        return f"stay {_position(target)}"
     if target == 0.0:
-        return f"close {held:+.2f}"
-    return f"from {held:+.2f} to {target:+g}" if abs(held) >= 0.005 else f"open {target:+g}"
+        return "stay flat" if held == 0.0 else f"close {held:+.2f}"
+    if abs(target - held) < band:
+        return f"stay {_position(target)}"
+    return f"open {target:+g}" if held == 0.0 else f"from {held:+.2f} to {target:+g}"
 
 
 def _position(target: float) -> str:

@@ -127,12 +127,12 @@ class PaperTrader:
         self._session, notes = recover(
             self._ledger, self._setup, self._terms, new_run_id=around.new_run_id, local_ms=around.local_ms()
         )
+        if not notes:
+            log.info("run %s begins with %g", self._current.run.id, self._setup.initial_equity)
         for note in notes:
-            log.info(note)
-        if len(notes) > 1 or "goes on" in notes[0]:
+            log.info("%s", note)
             with self._ledger.transaction() as write:
-                for note in notes:
-                    self._tell(write, "recovered", note)
+                self._tell(write, "recovered", note)
         self._beat()
 
     def turn(self) -> float:
@@ -147,6 +147,7 @@ class PaperTrader:
         now = self._around.seconds()
         if now >= self._next_beat:
             self._next_beat = now + self._config.heartbeat_seconds
+            self._around.hold()  # without the lock another process may be trading: end rather than go on
             self._guarded(self._beat)
         due = min(self._next_look, self._next_command, self._next_beat)
         return max(due - self._around.seconds(), 0.0)
@@ -194,7 +195,7 @@ class PaperTrader:
         for row in range(len(fresh)):
             if self._stop.requested:
                 return
-            self._take(fresh.slice(row, row + 1), time.now_ms)
+            self._take(fresh.slice(row, row + 1), time.now_ms, newest=int(fresh.timestamp[-1]))
             taken += 1
         self._watch(time.now_ms)
         self.finished = self._feed.finished()
@@ -263,8 +264,11 @@ class PaperTrader:
         log.info("history: %d bars up to %s", len(history), format_time(int(history.timestamp[-1])))
         return bars.slice(split, None)
 
-    def _take(self, bar: Bars, now_ms: int) -> None:
-        """Take the account through one new bar. The step is computed first; then one transaction."""
+    def _take(self, bar: Bars, now_ms: int, *, newest: int) -> None:
+        """Take the account through one new bar. The step is computed first; then one transaction.
+
+        newest: open time of the newest bar there is: while missed bars are caught up with, the data are not old.
+        """
         session, setup = self._current, self._setup
         known = [] if session.history is None else [session.history]
         history = concatenate([*known, bar]).slice(-setup.history_bars, None)
@@ -290,7 +294,7 @@ class PaperTrader:
             session.standing,
             history,
             verdict=verdict,
-            vitals=self._vitals(now_ms, ts),
+            vitals=self._vitals(now_ms, newest),
             note=note,
             stopwatch=self._around.seconds,
         )
@@ -389,11 +393,11 @@ class PaperTrader:
             with self._ledger.transaction() as write:
                 self._tell(write, "clock_skew", text, "warning" if skewed else "info", {"skew_seconds": skew_seconds})
 
-    def _vitals(self, now_ms: int | None, cursor: int | None) -> Vitals:
+    def _vitals(self, now_ms: int | None, newest: int | None) -> Vitals:
         age = 0.0
         # A market that closes has old bars every weekend.
-        if now_ms is not None and cursor is not None and self._feed.continuous:
-            age = max(now_ms - self._timeframe.close_of(cursor), 0) / self._timeframe.milliseconds
+        if now_ms is not None and newest is not None and self._feed.continuous:
+            age = max(now_ms - self._timeframe.close_of(newest), 0) / self._timeframe.milliseconds
         return Vitals(
             data_age_bars=age, exchange_errors=self._health.errors, clock_skew_seconds=self._clock.skew_seconds
         )
@@ -497,7 +501,6 @@ class PaperTrader:
     # --- saying so ---------------------------------------------------------------------------------------------------
 
     def _beat(self) -> None:
-        self._around.hold()
         state = self.describe()
         with self._ledger.transaction() as write:
             write.beat(HeartbeatRow(process=PROCESS, ts_ms=self._around.local_ms(), state_json=state.to_json()))

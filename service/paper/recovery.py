@@ -57,7 +57,7 @@ class Session:
 def recover(
     ledger: Ledger, setup: Setup, terms: Terms, *, new_run_id: Callable[[], str], local_ms: int
 ) -> tuple[Session, list[str]]:
-    """The session to go on with, and what a person should know about how it was found.
+    """The session to go on with, and what a person should know about how it was found; nothing for a new run.
 
     Raises LedgerInconsistent for a ledger that does not add up, RunMismatch for a run of something else.
     """
@@ -66,8 +66,7 @@ def recover(
         run = read.active_run()
     if run is None:
         with ledger.transaction() as write:
-            session = begin_run(write, setup, terms, run_id=new_run_id(), local_ms=local_ms)
-        return session, [f"run {session.run.id} begins with {setup.initial_equity:g}"]
+            return begin_run(write, setup, terms, run_id=new_run_id(), local_ms=local_ms), []
     check_terms(run, setup, terms)
     session = load(ledger, setup)
     [report] = reports

@@ -233,6 +233,7 @@ def _reason(
                 q_values=answer.q_values,
                 value=answer.value,
                 held=record.exposure / setup.model.max_leverage,
+                band=setup.market.actions.no_trade_band / setup.model.max_leverage,
                 outlook=thought.outlook,
             )
         )
