@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 PROFILES = ("demo", "train", "monitoring", "postgres", "tls")
 # What runs to its end and is done.
 MOMENTARY = {"settings", "demo", "database-password", "train"}
+GUIDE = (ROOT / "docs/operations.md").read_text()
 SCRIPTS = sorted((ROOT / "deploy").rglob("*.sh"))
 
 
@@ -182,6 +184,49 @@ def test_api_and_paper_trade_with_the_same_model() -> None:
         re.findall(r"--checkpoint\W+(\$\{[^}]+\})", str(SERVICES[name]["command"])) for name in ("paper", "api")
     )
     assert paper == api == "${SMU0_MODEL:-btc_1h}"
+
+
+def test_a_training_run_leaves_the_decision_about_the_ledger_alone() -> None:
+    """`docker compose run train` starts what it depends on, and `settings` decides by the profiles of that command."""
+    assert "depends_on" not in SERVICES["train"]
+    assert "SMU0_SETTINGS" not in SERVICES["train"]["environment"]
+
+
+def test_processes_start_after_the_decision_and_anew_when_a_profile_comes_or_goes() -> None:
+    for name in ("paper", "api"):
+        needs = SERVICES[name]["depends_on"]
+        assert needs["settings"] == {"condition": "service_completed_successfully"}
+        assert all(not needs[other]["required"] for other in ("mock-exchange", "postgres"))
+
+
+# --- the operator's guide --------------------------------------------------------------------------------------------
+
+
+def test_the_guide_names_services_and_profiles_that_exist() -> None:
+    used = re.findall(r"docker compose (?:exec|run(?: --\S+(?: \"[^\"]+\")?)*) ([a-z-]+)", GUIDE)
+    assert {"paper", "api", "train"} <= set(used)
+    assert set(used) <= set(SERVICES)
+    assert set(re.findall(r"--profile ([a-z]+)", GUIDE)) == set(PROFILES) - {"train"}
+
+
+@pytest.mark.parametrize("command", sorted(set(re.findall(r"python -m (service [a-z]+(?: [a-z]+)?)", GUIDE))))
+def test_the_guide_names_commands_that_exist(command: str) -> None:
+    words = [word for word in command.split() if word not in ("fills", "first", "reader")]
+    done = subprocess.run(
+        [sys.executable, "-m", *words, "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_guide_names_every_volume_and_every_variable() -> None:
+    for volume in COMPOSE["volumes"]:
+        assert f"`{volume}`" in GUIDE, volume
+    variables = set(re.findall(r"\$\{([A-Z0-9_]+)", (ROOT / "docker-compose.yml").read_text()))
+    told = GUIDE + (ROOT / "docker-compose.yml").read_text().split("name: smu0")[0]
+    assert {name for name in variables if name not in told} == set()
+
+
+# --- what the engine's client makes of it ----------------------------------------------------------------------------
 
 
 def compose_client() -> bool:
