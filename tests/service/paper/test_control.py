@@ -1,7 +1,8 @@
 """What people may ask of a paper trader, and what it says of itself."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,9 @@ from sqlalchemy import text
 from agent.policy import Decision
 from data.bars import Bars
 from market_env.guards import GuardConfig
-from service.ledger.errors import LedgerInconsistent
+from service.ledger.errors import LedgerInconsistent, LedgerUnreachable
 from service.ledger.integrity import check, require_sound
-from service.ledger.store import Ledger
+from service.ledger.store import Ledger, Writer
 from service.model import ServedModel
 from service.paper.heartbeat import PROCESS, SILENT_SECONDS, HeartbeatState, judge_health
 
@@ -213,6 +214,38 @@ def test_a_locked_ledger_delays_and_loses_nothing(made: Made, replay_of: Callabl
     assert trader.describe().ledger_error is None
     rows = bench.decisions()
     assert [row.bar_ts for row in rows] == list(range(rows[0].bar_ts, rows[0].bar_ts + 15 * HOUR, HOUR))
+    [report] = require_sound(bench.ledger)
+    assert report.exact
+
+
+def test_a_commit_whose_answer_was_lost_is_not_done_again(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection to a server may break after the commit: then only the ledger knows that the bar is done."""
+    bench, live = made()
+    trader = live(5)
+    original, lost = Ledger.transaction, []
+
+    @contextmanager
+    def committed_but_mute(self: Ledger) -> Iterator[Writer]:
+        with original(self) as write:
+            before = write.last_decision_id()
+            yield write
+            decided = write.last_decision_id() > before
+        if decided and not lost:
+            lost.append(True)
+            raise LedgerUnreachable("the server went away during the commit")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Ledger, "transaction", committed_but_mute)
+        bench.slept += 2.0
+        bench.pass_time(trader.turn())
+        assert lost
+        assert "went away" in trader.describe().degraded
+        for _ in range(20):
+            bench.pass_time(max(trader.turn(), 0.1))
+    assert trader.describe().ledger_error is None
+    rows = bench.decisions()
+    assert len(rows) > 15
+    assert [row.bar_ts for row in rows] == list(range(rows[0].bar_ts, rows[0].bar_ts + len(rows) * HOUR, HOUR))
     [report] = require_sound(bench.ledger)
     assert report.exact
 
