@@ -23,7 +23,7 @@ def test_the_drawing_accounts_for_every_simulation() -> None:
     observation = {"observation": np.array([[0.3, -1.0]], np.float32)}
     result, _ = planner.plan(observation, action_mask=None, with_tree=True)
     assert result.trees is not None
-    drawing = draw(result.trees, 0, action_names=lambda a: "short flat long".split()[a], code_names={1: "up"}, depth=2)
+    drawing = draw(result.trees, 0, action_names=lambda a: ["short", "flat", "long"][a], code_names={1: "up"}, depth=2)
     console = Console(file=io.StringIO(), width=200)
     console.print(drawing)
     assert isinstance(console.file, io.StringIO)
