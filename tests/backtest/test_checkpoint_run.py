@@ -81,6 +81,15 @@ def invoke(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., An
     return call
 
 
+def test_guards_are_asked_for_and_then_told_of(invoke: Callable[..., Any], workplace: Path) -> None:
+    invoke("run", "--out", "plain")
+    invoke("run", "--guards", "--out", "guarded")
+    plain, guarded = (json.loads((workplace / name / "report.json").read_text()) for name in ("plain", "guarded"))
+    assert not any("Guards" in warning for warning in plain["warnings"])
+    assert any("Guards on" in warning for warning in guarded["warnings"])
+    assert plain["fingerprints"]["config"] != guarded["fingerprints"]["config"]
+
+
 def test_bare_run_scores_the_newest_run_on_its_test_split(invoke: Callable[..., Any], workplace: Path) -> None:
     result = invoke("run")
     assert "--symbol chooses among SP500, NASDAQ" in result.output
