@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from agent.checkpoint import (
+    SCHEMA_VERSION,
     CheckpointError,
     CheckpointMetadata,
     Counters,
@@ -84,7 +85,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     raw = json.loads(path.read_text())
     raw["schema_version"] = 99
     path.write_text(json.dumps(raw))
-    with pytest.raises(CheckpointError, match="expected schema_version 1, found 99"):
+    with pytest.raises(CheckpointError, match=f"expected schema_version {SCHEMA_VERSION}, found 99"):
         read_metadata(path.parent)
 
 
