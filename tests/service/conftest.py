@@ -278,7 +278,9 @@ class Restless:
     def act(self, *args: Any, **kwargs: Any) -> Decision:
         decision: Decision = self.inner.act(*args, **kwargs)
         self.asked += 1
-        action = np.full_like(decision.action, self.asked // 3 % self.num_actions)
+        # Among what the search looked at: only that has an outlook to show, whatever this little model's weights are.
+        seen = [np.flatnonzero(visits) for visits in decision.visits]
+        action = np.array([choice[self.asked // 3 % len(choice)] for choice in seen], decision.action.dtype)
         return replace(decision, action=action)
 
 
