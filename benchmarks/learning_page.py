@@ -96,7 +96,8 @@ def figure(runs: dict[tuple[str, str], list[Json]], settings: list[str]) -> Any:
     page.update_xaxes(gridcolor="#e5e5e5", rangemode="tozero")
     page.update_layout(
         template="plotly_white", height=260 * len(settings) + 90, width=1000, font={"family": "sans-serif", "size": 12},
-        legend={"orientation": "h", "y": 1.08}, margin={"l": 50, "r": 20, "t": 80, "b": 40},
+        legend={"orientation": "h", "yanchor": "top", "y": 1.0, "yref": "container"},
+        margin={"l": 50, "r": 20, "t": 80, "b": 40},
     )  # fmt: skip
     return page
 
@@ -111,7 +112,7 @@ def main() -> None:
     print(table(runs))
     if options.figure is not None:
         shown = options.settings or list(dict.fromkeys(setting for setting, _ in runs if SETTINGS[setting].is_market))
-        figure(runs, shown).write_html(options.figure, include_plotlyjs=True)
+        figure(runs, shown).write_html(options.figure, include_plotlyjs=True, config={"displayModeBar": False})
         print(f"\n{options.figure}")
 
 
