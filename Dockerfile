@@ -25,8 +25,9 @@ ENV NUMBA_CPU_NAME=generic
 
 FROM base-${TARGETARCH} AS build
 ARG PIP_INDEX_URL=
-# PyPI's torch for x86-64 brings several GB of CUDA; this index has the same release for the CPU alone.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Where torch is taken from; empty: from where everything else is. PyPI's torch for x86-64 brings several GB of CUDA that
+# nothing here uses: give PyTorch's index of CPU wheels for an image of a third of the size (docs/operations.md).
+ARG TORCH_INDEX=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/opt/venv/bin/python PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/venv
@@ -38,7 +39,7 @@ RUN --mount=type=secret,id=ca,required=false --mount=type=bind,from=wheels,targe
     torch="$(grep '^torch==' requirements.lock)"; \
     if ls "/wheels/torch-${torch#torch==}"[+-]*.whl >/dev/null 2>&1; \
     then python3 -m pip install --no-deps --no-index --find-links /wheels "${torch}"; \
-    else python3 -m pip install --no-deps --index-url "${TORCH_INDEX}" "${torch}"; fi; \
+    elif [ -n "${TORCH_INDEX}" ]; then python3 -m pip install --no-deps --index-url "${TORCH_INDEX}" "${torch}"; fi; \
     python3 -m pip install -r requirements.lock
 # What no process here ever opens: test suites, headers, and parts of libraries this project does not use. The imports
 # below fail the build if one of them is missed.
