@@ -141,6 +141,7 @@ def _vector(setting: Setting, num_envs: int, seed: int) -> Any:
         def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
             return [getattr(inner, attr_name, None)] * num_envs
 
+        # VecEnv declares the next two; a verification market has no attributes or methods that PPO and DQN ask for.
         def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
             raise NotImplementedError
 
