@@ -1,26 +1,33 @@
 """python -m agent: train, evaluate, inspect.
 
-Here the agent meets the market: this file wires what the packages themselves keep apart.
+Here the agent meets the market, or any Gymnasium environment: this file wires what the packages themselves keep apart.
 """
 
+import json
 import shutil
+import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from agent.checkpoint import CheckpointError, CheckpointPolicy, load_policy, read_metadata
+from agent.checkpoint import CheckpointError, CheckpointMetadata, CheckpointPolicy, load_policy, read_metadata
+from agent.evaluation import Evaluation
 from agent.evaluation import evaluate as evaluate_policy
 from agent.planner import Planner
-from agent.search_tree import draw
-from agent.spaces import action_masks, as_observations
+from agent.search_tree import ActionName, draw
+from agent.spaces import AdaptedVectorEnv, VectorEnv, action_masks, as_observations
 from agent.train import RunSettings, Trainer, decoder
+from configs.checkpoints import find_checkpoint
 from configs.environments import MarketEnvs
-from configs.experiment import Experiment, ExperimentError, Split, load_experiment, parse_experiment
+from configs.experiment import ExperimentError, Split
+from configs.gymnasium_experiment import AnyExperiment, GymnasiumExperiment, experiment_for, load_any, parse_any
 from configs.version import code_version
 from data.commandline import JsonOption, make_app, print_json, run
 
@@ -31,7 +38,8 @@ app = make_app("Train Stochastic MuZero agents and look into them.")
 
 @app.command()
 def train(
-    config: Annotated[Path | None, typer.Argument(help="experiment YAML; not needed with --resume")] = None,
+    config: Annotated[Path | None, typer.Argument(help="experiment YAML; not needed with --env or --resume")] = None,
+    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="any Gymnasium environment instead")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="override, KEY=VALUE; repeatable")] = None,
     resume: Annotated[str | None, typer.Option(help="continue this run (its name or directory)")] = None,
     minutes: Annotated[float | None, typer.Option(min=0, help="pause after this many minutes")] = None,
@@ -39,31 +47,44 @@ def train(
     fresh: Annotated[bool, typer.Option("--fresh", help="replace a run of the same name")] = False,
     json_output: JsonOption = False,
 ) -> None:
-    """Train an agent on historical bars.
+    """Train an agent on historical bars, or on any Gymnasium environment.
 
     Example: python -m agent train configs/btc_1h.yaml --set agent.search.simulations=32 --minutes 30
+
+    Example: python -m agent train --env CartPole-v1 --set agent.network.backbone=lstm
     """
     if resume is not None:
         directory = _run_directory(resume)
+        if env is not None:
+            raise ExperimentError(f"--resume {resume} --env {env}: a run keeps its environment. Leave out --env")
         experiment = _resumed_experiment(directory, config, set_ or [])
-    elif config is None:
-        raise ExperimentError("train: expected an experiment YAML or --resume RUN; try configs/sp500_1d.yaml")
+    elif (config is None) == (env is None):
+        raise ExperimentError(
+            "train: expected one of an experiment YAML, --env ID and --resume RUN; try configs/sp500_1d.yaml or "
+            "--env CartPole-v1"
+        )
     else:
-        experiment = load_experiment(config, set_ or [])
+        experiment = experiment_for(env, set_ or []) if env is not None else load_any(config or "", set_ or [])
         directory = RUNS / (run_name or f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
         _make_run_directory(directory, experiment, fresh=fresh)
-    envs = MarketEnvs(experiment)
     settings = RunSettings(
         directory=directory,
         seed=experiment.seed,
         code_version=code_version(),
         minutes=minutes,
         experiment=experiment.dump(),
-        feature_fingerprint=experiment.feature_set.fingerprint,
-        data_fingerprint=envs.data_fingerprint,
-        code_statistics=envs.code_statistics,
     )
-    trainer = Trainer(experiment.agent, envs, settings)
+    if isinstance(experiment, GymnasiumExperiment):
+        trainer = Trainer(experiment.agent, experiment.environments(), settings)
+    else:
+        envs = MarketEnvs(experiment)
+        settings = replace(
+            settings,
+            feature_fingerprint=experiment.feature_set.fingerprint,
+            data_fingerprint=envs.data_fingerprint,
+            code_statistics=envs.code_statistics,
+        )
+        trainer = Trainer(experiment.agent, envs, settings)
     if resume is not None:
         trainer.resume()
     result = trainer.run()
@@ -87,49 +108,99 @@ def train(
     if not summary["finished"]:
         console.print(f"continue python -m agent train --resume {directory}", highlight=False)
     console.print(f"curves   tensorboard --logdir {directory / 'tensorboard'}", highlight=False)
-    console.print(f"backtest python -m backtest run --checkpoint {best}", highlight=False)
+    if isinstance(experiment, GymnasiumExperiment):
+        console.print(f"evaluate python -m agent evaluate {best}", highlight=False)
+    else:
+        console.print(f"backtest python -m backtest run --checkpoint {best}", highlight=False)
 
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint directory")],
-    split: Annotated[Split, typer.Option(help="which part of the bars")] = "validation",
-    episodes: Annotated[int, typer.Option(min=1, help="episodes, each with its own random fills")] = 8,
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, or the name of a run or of a bundled model")],
+    split: Annotated[Split, typer.Option(help="which part of the bars; other environments have none")] = "validation",
+    episodes: Annotated[int, typer.Option(min=1, help="episodes, each with a seed (random fills) of its own")] = 8,
     simulations: Annotated[int | None, typer.Option(min=0, help="search budget; 0 acts by the prior")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    report: Annotated[Path | None, typer.Option(help="write training and evaluation as a page (Markdown) here")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Play greedy episodes on a split and report the return (in units of the reward: percent log return).
+    """Play greedy episodes and report the return (on bars in units of the reward: percent log return).
 
     Example: python -m agent evaluate var/runs/demo/checkpoints/best --simulations 0
+
+    Example: python -m agent evaluate cartpole --episodes 100 --report report.md
     """
-    metadata = read_metadata(checkpoint)
-    experiment = parse_experiment(metadata.experiment, str(checkpoint))
-    env = MarketEnvs(experiment).evaluation(split, episodes, seed)
-    planner = Planner(load_policy(checkpoint).model, metadata.agent.search, decode=decoder(env))
+    place = find_checkpoint(checkpoint)
+    metadata = read_metadata(place)
+    experiment = parse_any(metadata.experiment, str(place))
+    env = _evaluation_env(experiment, split, episodes, seed)
+    planner = Planner(load_policy(place).model, metadata.agent.search, decode=decoder(env))
+    started = time.perf_counter()
     result = evaluate_policy(env, planner, seed=seed, simulations=simulations)
+    seconds = time.perf_counter() - started
+    played = {"environment": experiment.env.id} if isinstance(experiment, GymnasiumExperiment) else {"split": split}
     row = {
-        "checkpoint": str(checkpoint),
-        "split": split,
+        "checkpoint": str(place),
+        **played,
         "episodes": episodes,
         "simulations": metadata.agent.search.simulations if simulations is None else simulations,
         "score": result.score,
         "standard_error": result.standard_error,
+        "lowest": float(result.returns.min()),
+        "median": float(np.median(result.returns)),
+        "highest": float(result.returns.max()),
         "mean_length": float(result.lengths.mean()),
         "action_share": [round(float(share), 4) for share in result.action_share],
+        "steps_per_s": round(float(result.lengths.sum()) / seconds),
     }
+    if report is not None:
+        report.write_text(_report_page(metadata, place, result, row))
     if json_output:
         print_json(row)
     else:
-        _print_rows(f"{split}: return per episode", row)
+        _print_rows(f"{next(iter(played.values()))}: return per episode", row)
+
+
+def _evaluation_env(experiment: AnyExperiment, split: Split, episodes: int, seed: int) -> VectorEnv:
+    if isinstance(experiment, GymnasiumExperiment):
+        return experiment.environments().validation(episodes, seed)
+    return MarketEnvs(experiment).evaluation(split, episodes, seed)
+
+
+def _report_page(metadata: CheckpointMetadata, place: Path, result: Evaluation, row: dict[str, Any]) -> str:
+    """How a checkpoint was trained, as far as its run tells, and how it did now."""
+    counters = metadata.counters
+    lines = [
+        f"# {metadata.experiment.get('name', place.name)}",
+        "",
+        f"Trained for {counters.env_steps:,} environment steps and {counters.updates:,} updates in "
+        f"{counters.seconds:,.0f} s; score of its validation {metadata.score}. Code version {metadata.code_version}.",
+        "",
+        "| evaluation | |",
+        "|---|---|",
+        *(f"| {name.replace('_', ' ')} | {value} |" for name, value in row.items() if name != "checkpoint"),
+        "",
+        "Returns of the episodes, sorted: " + ", ".join(f"{value:g}" for value in np.sort(result.returns)) + ".",
+    ]
+    curve = place.resolve().parents[1] / "metrics.jsonl"  # of the run that this is a checkpoint of
+    if curve.is_file():
+        points = [json.loads(line) for line in curve.read_text().splitlines()]
+        lines += ["", "| env steps | seconds | score | by the prior | self-play | loss |", "|---|---|---|---|---|---|"]
+        for point in points:
+            own = "–" if point["self_play_return"] is None else f"{point['self_play_return']:.4g}"
+            lines.append(
+                f"| {point['env_steps']:,} | {point['seconds']:.0f} | {point['score']:.4g} | "
+                f"{point['prior_score']:.4g} | {own} | {point['loss/total']:.3f} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="checkpoint directory")],
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, or the name of a run or of a bundled model")],
     tree: Annotated[bool, typer.Option("--tree", help="draw the search of one decision instead")] = False,
     split: Annotated[Split, typer.Option(help="--tree: which part of the bars")] = "validation",
-    step: Annotated[int, typer.Option(min=0, help="--tree: bars after the first decision of the split")] = 0,
+    step: Annotated[int, typer.Option(min=0, help="--tree: steps (bars) after the first decision")] = 0,
     simulations: Annotated[int | None, typer.Option(min=1, help="--tree: search budget")] = None,
     depth: Annotated[int, typer.Option(min=1, help="--tree: edges drawn; a bar is two")] = 4,
     json_output: JsonOption = False,
@@ -138,10 +209,11 @@ def inspect(
 
     Example: python -m agent inspect var/runs/demo/checkpoints/best --tree --step 100
     """
-    policy = load_policy(checkpoint)
+    place = find_checkpoint(checkpoint)
+    policy = load_policy(place)
     metadata = policy.metadata
     if tree:
-        _draw_decision(checkpoint, policy, split, step, simulations, depth)
+        _draw_decision(place, policy, split, step, simulations, depth)
         return
     parameters = {
         name: sum(p.numel() for p in part.parameters())
@@ -157,7 +229,7 @@ def inspect(
         )
         return
     _print_rows(
-        str(checkpoint),
+        str(place),
         {
             "experiment": metadata.experiment.get("name", "unknown"),
             "code version": metadata.code_version,
@@ -168,6 +240,8 @@ def inspect(
             **{f"parameters, {name}": f"{count:,}" for name, count in parameters.items()},
         },
     )
+    if not metadata.code_statistics:
+        return
     table = Table(title="what each chance code has meant (next-bar log return)", title_justify="left")
     for heading in ("code", "share", "mean", "5%", "50%", "95%"):
         table.add_column(heading, justify="right")
@@ -183,10 +257,10 @@ def _draw_decision(
 ) -> None:
     """Play the split up to the step, greedily, and draw the search that decides there."""
     metadata = policy.metadata
-    experiment = parse_experiment(metadata.experiment, str(checkpoint))
-    env = MarketEnvs(experiment).evaluation(split, 1, experiment.seed)
+    experiment = parse_any(metadata.experiment, str(checkpoint))
+    env = _evaluation_env(experiment, split, 1, experiment.seed)
     planner = Planner(policy.model, metadata.agent.search, decode=decoder(env))
-    levels = experiment.market.actions.levels
+    where = experiment.env.id if isinstance(experiment, GymnasiumExperiment) else split
     observation, infos = env.reset(seed=experiment.seed)
     for bar in range(step + 1):
         mask = action_masks(infos, 1, policy.num_actions)
@@ -200,9 +274,9 @@ def _draw_decision(
         )
         if last:
             break
-        observation, _, terminated, truncated, infos = env.step(result.action.astype("int64"))
+        observation, _, terminated, truncated, infos = env.step(result.chosen(result.action))
         if terminated[0] or truncated[0]:
-            raise ValueError(f"--step {step}: expected less than the {bar + 1} bars of the {split} split")
+            raise ValueError(f"--step {step}: expected less than the {bar + 1} steps of {where}")
     assert result.trees is not None, "the last search kept its tree"
     total = sum(code.count for code in metadata.code_statistics)
     names = {
@@ -211,11 +285,20 @@ def _draw_decision(
         for code in metadata.code_statistics
     }
     console = Console()
-    console.print(f"{split}, step {step}: target {levels[int(result.action[0])]:+g}", highlight=False)
-    console.print(
-        draw(result.trees, 0, action_names=lambda action: f"target {levels[action]:+g}", code_names=names, depth=depth),
-        highlight=False,
-    )
+    name = _action_name(experiment, env)
+    taken = result.chosen(result.action)[0]
+    console.print(f"{where}, step {step}: {name(taken if taken.ndim else int(taken))}", highlight=False)
+    console.print(draw(result.trees, 0, action_names=name, code_names=names, depth=depth), highlight=False)
+
+
+def _action_name(experiment: AnyExperiment, env: VectorEnv) -> ActionName:
+    """What an action is called: a target position, or what the environment takes."""
+    if not isinstance(experiment, GymnasiumExperiment):
+        levels = experiment.market.actions.levels
+        return lambda action: f"target {levels[action]:+g}" if isinstance(action, int) else f"targets {action}"
+    if isinstance(env, AdaptedVectorEnv):
+        return lambda action: f"action {env.actions.name(action)}"
+    return lambda action: f"action {action}"
 
 
 def _run_directory(name: str) -> Path:
@@ -226,20 +309,20 @@ def _run_directory(name: str) -> Path:
     raise CheckpointError(f"--resume {name}: expected a run directory or name, found none. Runs in {RUNS}: {known}")
 
 
-def _resumed_experiment(directory: Path, config: Path | None, overrides: list[str]) -> Experiment:
+def _resumed_experiment(directory: Path, config: Path | None, overrides: list[str]) -> AnyExperiment:
     """The run's own experiment. Another one would silently make it a different run, so it is refused."""
     if config is not None or overrides:
-        given = load_experiment(config, overrides) if config is not None else None
-        saved = load_experiment(directory / "config.resolved.yaml")
+        given = load_any(config, overrides) if config is not None else None
+        saved = load_any(directory / "config.resolved.yaml")
         if overrides or given != saved:
             raise ExperimentError(
                 f"--resume {directory}: a run continues with the configuration it began with. Leave out CONFIG "
                 f"and --set, or start a new run"
             )
-    return load_experiment(directory / "config.resolved.yaml")
+    return load_any(directory / "config.resolved.yaml")
 
 
-def _make_run_directory(directory: Path, experiment: Experiment, *, fresh: bool) -> None:
+def _make_run_directory(directory: Path, experiment: AnyExperiment, *, fresh: bool) -> None:
     if directory.exists():
         if not fresh:
             raise ExperimentError(

@@ -71,7 +71,8 @@ class CheckpointMetadata(BaseModel):
     code_version: str
     agent: AgentConfig
     observation_shapes: dict[str, tuple[int, ...]]
-    actions: int
+    actions: int = Field(description="numbers the policy consists of: actions, or categories of all their parts")
+    action_factors: tuple[int, ...] = Field((), description="categories of each part of an action; none: one choice")
     counters: Counters
     score: float | None = Field(None, description="mean validation return per episode")
     experiment: dict[str, Any] = Field(default_factory=dict, description="the resolved experiment, as its YAML says")
@@ -175,7 +176,9 @@ def read_metadata(path: Path) -> CheckpointMetadata:
 
 def load_model(path: Path, metadata: CheckpointMetadata) -> StochasticMuZero:
     """The model a checkpoint describes, with its weights. Raises CheckpointError."""
-    model = StochasticMuZero(metadata.observation_shapes, metadata.actions, metadata.agent.network)
+    model = StochasticMuZero(
+        metadata.observation_shapes, metadata.actions, metadata.agent.network, metadata.action_factors
+    )
     try:
         model.load_state_dict(load_tensors(path / WEIGHTS))
     except (RuntimeError, SafetensorError) as error:

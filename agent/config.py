@@ -23,6 +23,9 @@ class NetworkConfig(_Config):
     latent: int = Field(128, ge=4, description="L, units of a latent state")
     hidden: int = Field(256, ge=4, description="H, hidden units of the recurrent core")
     codes: int = Field(32, ge=1, description="C, chance codes; 1 makes the model deterministic")
+    action_bins: int = Field(
+        11, ge=2, description="categories that stand for one continuous dimension of an action, evenly over its bounds"
+    )
     support_limit: float = Field(
         50.0, gt=0, description="largest |value| and |reward| that can be told, in reward units"
     )

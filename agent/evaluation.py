@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.planner import Planner
-from agent.spaces import action_count, action_masks, as_observations
+from agent.spaces import action_count, action_factors, action_masks, as_observations
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """returns: [E] sum of rewards of each episode. lengths: [E] steps. action_share: [A] how often each action.
+    """returns: [E] sum of rewards of each episode. lengths: [E] steps. action_share: [A] how often each action (each
+    category of each part, where an action has parts).
     action_changes: share of steps whose action is not the one before (in a market: trades). calibration: of the root
     values, None where no step has enough future to tell."""
 
@@ -94,7 +95,8 @@ def evaluate(
 
     Raises RuntimeError when an episode has not ended after `max_steps`: an evaluation must not hang a training run.
     """
-    actions = action_count(env.single_action_space)
+    actions, factors = action_count(env.single_action_space), action_factors(env.single_action_space)
+    starts = np.cumsum([0, *factors[:-1]])
     rows = env.num_envs
     observation, infos = env.reset(seed=seed)
     returns = np.zeros(rows)
@@ -102,7 +104,7 @@ def evaluate(
     counts = np.zeros(actions, dtype=np.int64)
     running = np.ones(rows, dtype=bool)
     ended = np.zeros(rows, dtype=bool)
-    changes, before = 0, np.full(rows, -1)
+    changes, before = 0, np.full((rows, max(1, len(factors))), -1)
     values, rewards = [], []
     for _ in range(max_steps):
         result, _ = planner.plan(
@@ -110,12 +112,13 @@ def evaluate(
             action_mask=action_masks(infos, rows, actions),
             simulations=simulations,
         )
-        action = result.action.astype(np.int64)
+        action = result.chosen(result.action)
         observation, reward, terminated, truncated, infos = env.step(action)
+        action = action.reshape(rows, -1)
         returns += np.where(running, np.asarray(reward, np.float64), 0.0)
         lengths += running
-        counts += np.bincount(action[running], minlength=actions)
-        changes += int((running & (before >= 0) & (action != before)).sum())
+        counts += np.bincount((starts + action)[running].ravel(), minlength=actions)
+        changes += int((running & (before[:, 0] >= 0) & (action != before).any(axis=1)).sum())
         before = action
         if discount is not None:
             values.append(result.root_value.astype(np.float64))

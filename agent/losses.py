@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from agent.config import LearnerConfig
+from agent.networks.core import RecurrentCore
 from agent.networks.model import StochasticMuZero
 from agent.networks.support import two_hot
 
@@ -80,6 +81,13 @@ class Predictions:
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """−Σ target·log softmax(logits) over the last axis."""
     return -(target * logits.float().log_softmax(-1)).sum(-1)
+
+
+def _policy_cross_entropy(core: RecurrentCore, logits: Tensor, target: Tensor) -> Tensor:
+    """The log-probability of a combination is the sum over its parts, so the parts' losses add up."""
+    parts = zip(core.policy_parts(logits), core.policy_parts(target), strict=True)
+    losses = [_cross_entropy(own, wanted) for own, wanted in parts]
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
 
 
 def _half_gradient(latent: Tensor) -> Tensor:
@@ -148,7 +156,7 @@ def unroll_losses(
     state = core.predict(torch.stack(latents, 1))
     value_target = two_hot(batch.value, core.atoms)
     reward_target = two_hot(batch.reward, core.atoms)
-    policy_loss = _cross_entropy(state.policy_logits, batch.policy)
+    policy_loss = _policy_cross_entropy(core, state.policy_logits, batch.policy)
     value_loss = _cross_entropy(state.value_logits, value_target)
     q_loss = _cross_entropy(q_logits, value_target[:, :-1])
     reward_loss = _cross_entropy(reward_logits, reward_target)
@@ -173,7 +181,7 @@ def unroll_losses(
         consistency=mean(surprise, state_scale[:, 1:]),
     )
     with torch.no_grad():
-        prior = state.policy_logits[:, 0].softmax(-1)
+        prior = torch.cat([part.softmax(-1) for part in core.policy_parts(state.policy_logits[:, 0])], -1)
         steps = batch.step_mask.unsqueeze(-1)
         usage = (code_target * steps).sum((0, 1)) / steps.sum().clamp(min=1)
         predictions = Predictions(

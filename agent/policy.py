@@ -28,6 +28,8 @@ class Decision:
     depth:                [B] deepest decision looked at, in environment steps.
     chance_probabilities: [B, A, C] what the model expects chance to do after each action. C may be 0 for a
                           policy without a chance model.
+    choices:              [B, A, D] categories of the parts of each action that was weighed, where an action has parts;
+                          else None, and actions are the same A in every row.
     """
 
     action: NDArray[np.int64]
@@ -39,6 +41,7 @@ class Decision:
     simulations: int
     depth: NDArray[np.int32]
     chance_probabilities: NDArray[np.float32]
+    choices: NDArray[np.int32] | None = None
 
 
 class Policy(Protocol):

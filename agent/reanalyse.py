@@ -10,6 +10,7 @@ from agent.planner import Planner
 from agent.policy import Observations
 from agent.replay import Replay
 from agent.self_play import SelfPlay
+from agent.spaces import random_choices
 
 
 def reanalyse(replay: Replay, planner: Planner, count: int, rng: np.random.Generator) -> None:
@@ -21,7 +22,7 @@ def reanalyse(replay: Replay, planner: Planner, count: int, rng: np.random.Gener
     rows, columns = replay.draw_records(count, rng)
     observations, mask = replay.read(rows, columns)
     result, _ = planner.plan(observations, action_mask=mask)
-    replay.refresh(rows, columns, result.action_weights, result.root_value)
+    replay.refresh(rows, columns, result.policy_target(planner.model.action_factors), result.root_value)
 
 
 @runtime_checkable
@@ -78,14 +79,8 @@ class SecondLives:
         actor.observations, actor.mask, actor.finished = moment.observations, moment.mask, moment.finished
         before = actor.env_steps
         for step in range(self.length):
-            forced = _random_actions(actor.mask, actor.rng) if step == 0 else None
+            forced = random_choices(actor.mask, actor.factors, actor.rng) if step == 0 else None
             replay.add(actor.step(forced))
         replay.cut()
         actor.returns.clear()
         self.steps += actor.env_steps - before
-
-
-def _random_actions(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int64]:
-    """One allowed action [N] for each row of mask [N, A], uniformly."""
-    actions: NDArray[np.int64] = (rng.random(mask.shape) * mask).argmax(axis=1)
-    return actions

@@ -1,6 +1,7 @@
 """Experience of a vector of environments, bounded in bytes, sampled as short sequences.
 
-Legend: N environments (rows), T records kept per row, S sampled sequences, K unroll, A actions.
+Legend: N environments (rows), T records kept per row, S sampled sequences, K unroll, A actions (categories of all parts
+together, where an action has D parts).
 
 All rows advance together, so the memory is one ring of T columns. A record is one visited observation (see
 agent/targets.py). Observations are stored as the environment hands them out: an environment whose
@@ -26,7 +27,8 @@ class Record:
     """One column of the ring: what happened in every row at one step.
 
     observations:  entries [N, ...], as the environment hands them out.
-    action:        [N] the action that left this observation (anything where has_transition is False).
+    action:        [N] the action that left this observation (anything where has_transition is False); [N, D] the
+                   categories of its parts, where it has any.
     reward:        [N] the reward for it.
     terminated:    [N] that transition ended the episode for good.
     has_transition: [N] False for the last observation of an episode: the next record starts a new one.
@@ -49,7 +51,7 @@ class Record:
 class Batch:
     """S sequences of K+1 states with their targets (agent.md, "Learning").
 
-    observations: entries [S, K+1, ...] as stored. action: [S, K]. reward, q_target: [S, K].
+    observations: entries [S, K+1, ...] as stored. action: [S, K] or [S, K, D]. reward, q_target: [S, K].
     policy: [S, K+1, A]. value: [S, K+1]. state_mask: [S, K+1] the state exists. step_mask: [S, K] the step does.
     weight: [S] importance weights. row, column: [S] where the sequences came from, for priorities.
     age: [S] how many records ago each was made.
@@ -92,13 +94,15 @@ class Replay:
         actions: int,
         observations: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]],
         discount: float,
+        action_parts: int = 0,
     ) -> None:
-        """observations: shape and dtype of each entry of one stored observation.
+        """observations: shape and dtype of each entry of one stored observation. action_parts: D, 0 where an action is
+        one choice.
 
         Raises ValueError when the byte bound leaves no room for a usable ring.
         """
         per_step = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in observations.values())
-        per_step += 8 + 4 + 1 + 1 + actions + 4 * actions + 4 + 4
+        per_step += 8 * max(action_parts, 1) + 4 + 1 + 1 + actions + 4 * actions + 4 + 4
         columns = min(config.capacity_steps, config.capacity_bytes // per_step) // rows
         if columns < config.n_step + 2:
             raise ValueError(
@@ -113,7 +117,7 @@ class Replay:
         self.added = 0  # columns ever written
         shape = (rows, columns)
         self._store: dict[str, NDArray[Any]] = {
-            "action": np.zeros(shape, np.int64),
+            "action": np.zeros((*shape, action_parts) if action_parts else shape, np.int64),
             "reward": np.zeros(shape, np.float32),
             "terminated": np.zeros(shape, bool),
             "has_transition": np.zeros(shape, bool),

@@ -37,14 +37,16 @@ class SearchPolicy:
         result, logits = self._planner.plan(
             observations, action_mask=action_mask, simulations=simulations, row_by_row=True
         )
+        drawn = result.candidates
         return Decision(
             action=result.action.astype(np.int64),
             policy=result.action_weights,
-            prior=masked_softmax(logits, action_mask),
+            prior=masked_softmax(logits, action_mask) if drawn is None else drawn.prior.astype(np.float32),
             value=result.root_value,
             q_values=result.q_values,
             visits=result.visits,
             simulations=self.config.simulations if simulations is None else simulations,
             depth=result.depth,
             chance_probabilities=result.chance_probabilities,
+            choices=None if drawn is None else drawn.choices,
         )

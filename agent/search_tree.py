@@ -1,12 +1,12 @@
 """One decision's search, drawn: what was weighed, what chance was expected to do, and what that was worth."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.tree import Tree
 
 from agent.search.result import Node, SearchTrees
 
-ActionName = Callable[[int], str]
+ActionName = Callable[[int | Sequence[int]], str]  # of an action's number, or of the categories of its parts
 
 
 def draw(
@@ -49,7 +49,7 @@ def draw(
 def _label(node: Node, action_names: ActionName, code_names: Mapping[int, str]) -> str:
     """One line per node. An action leads to a chance node, a code to a decision node."""
     if node.kind == "chance":
-        name = f"[bold]{action_names(node.edge)}[/]"
+        name = f"[bold]{action_names(node.choice or node.edge)}[/]"
         return f"{name}  Q {node.value:+.3f}  prior {node.probability:.0%}  {node.visits} visits"
     meaning = code_names.get(node.edge)
     named = f"code {node.edge}" + (f" ({meaning})" if meaning else "")

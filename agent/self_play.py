@@ -13,7 +13,7 @@ from agent.config import AgentConfig
 from agent.planner import Planner
 from agent.replay import Record
 from agent.search import SearchResult
-from agent.spaces import action_count, action_masks, as_observations
+from agent.spaces import action_count, action_factors, action_masks, as_observations
 
 
 def temperature(env_steps: int, config: AgentConfig) -> float:
@@ -51,6 +51,7 @@ class SelfPlay:
         self.config = config
         self.rng = np.random.default_rng(seed)
         self.actions = action_count(env.single_action_space)
+        self.factors = action_factors(env.single_action_space)
         self.env_steps = 0
         self.returns: list[float] = []  # of episodes finished since last taken
         self.reset(seed)
@@ -67,7 +68,7 @@ class SelfPlay:
     def step(self, forced: NDArray[np.int64] | None = None) -> Record:
         """Search, act, and return what happened as one record per row.
 
-        forced: [N] actions to take instead of exploring; the search's opinion is recorded all the same.
+        forced: [N] (or [N, D]) actions to take instead of exploring; the search's opinion is recorded all the same.
         """
         rows = self.env.num_envs
         seeds = self.rng.integers(0, 2**63, size=rows, dtype=np.uint64)
@@ -81,7 +82,7 @@ class SelfPlay:
             terminated=np.asarray(terminated, bool),
             has_transition=~self.finished,
             action_mask=self.mask,
-            policy=result.action_weights,
+            policy=result.policy_target(self.factors),
             root_value=result.root_value,
         )
         self.env_steps += int(record.has_transition.sum())
@@ -99,5 +100,6 @@ class SelfPlay:
 
     def _explore(self, result: SearchResult) -> NDArray[np.int64]:
         if self.config.search.root == "gumbel":
-            return result.action.astype(np.int64)  # the Gumbel noise of the root has explored already
-        return sample_by_visits(result.visits, temperature(self.env_steps, self.config), self.rng)
+            return result.chosen(result.action)  # the Gumbel noise of the root has explored already
+        drawn = sample_by_visits(result.visits, temperature(self.env_steps, self.config), self.rng)
+        return result.chosen(drawn)

@@ -41,7 +41,7 @@ from agent.policy import Observations
 from agent.reanalyse import Moment, Resumable, SecondLives, offers_counterfactuals, reanalyse
 from agent.replay import Batch, Replay, concatenate
 from agent.self_play import SelfPlay
-from agent.spaces import action_count, as_observations, stored_entries
+from agent.spaces import action_count, action_factors, as_observations, stored_entries
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -109,8 +109,8 @@ class Trainer:
         if decode is not None:
             real = decode(real)
         shapes = {name: entry.shape[1:] for name, entry in real.items()}
-        actions = action_count(env.single_action_space)
-        self.model = StochasticMuZero(shapes, actions, config.network)
+        actions, factors = action_count(env.single_action_space), action_factors(env.single_action_space)
+        self.model = StochasticMuZero(shapes, actions, config.network, factors)
         self.learner = Learner(
             self.model,
             config.learner,
@@ -143,6 +143,7 @@ class Trainer:
             actions=action_count(env.single_action_space),
             observations=stored_entries(env.single_observation_space),
             discount=self.config.discount,
+            action_parts=len(self.actor.factors),
         )
 
     def _prepare_second_lives(self, env_seed: int, seed: int) -> None:
@@ -433,6 +434,7 @@ class Trainer:
             agent=self.config,
             observation_shapes=self.model.shapes,
             actions=self.model.actions,
+            action_factors=self.model.action_factors,
             counters=Counters(
                 env_steps=self.actor.env_steps, updates=self.learner.updates, seconds=round(self.seconds, 3)
             ),

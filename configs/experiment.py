@@ -7,7 +7,7 @@ saved with the run and inside every checkpoint, so both say by themselves what t
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -139,6 +139,11 @@ def load_experiment(path: Path | str, overrides: Iterable[str] = ()) -> Experime
 
     Raises ExperimentError naming the file and every field that is wrong.
     """
+    return parse_experiment(read_yaml(path, overrides), str(path))
+
+
+def read_yaml(path: Path | str, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The sections of an experiment's YAML, with overrides applied. Raises ExperimentError naming the file."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text())
@@ -150,14 +155,27 @@ def load_experiment(path: Path | str, overrides: Iterable[str] = ()) -> Experime
     if not isinstance(raw, dict):
         raise ExperimentError(f"{path}: expected a mapping of sections, found {type(raw).__name__}")
     for override in overrides:
-        _apply(raw, override)
-    return parse_experiment(raw, str(path))
+        apply_override(raw, override)
+    return raw
 
 
 def parse_experiment(raw: dict[str, Any], where: str) -> Experiment:
     """An experiment from plain types. Raises ExperimentError naming every field that is wrong."""
+    if "env" in raw:
+        raise ExperimentError(
+            f"{where}: is about the environment {raw['env']}, and this needs an experiment on bars. "
+            f"python -m agent train, evaluate and inspect know both"
+        )
+    return validated(Experiment, raw, where)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(schema: type[Model], raw: dict[str, Any], where: str) -> Model:
+    """Plain types as a schema. Raises ExperimentError naming every field that is wrong."""
     try:
-        return Experiment.model_validate(raw)
+        return schema.model_validate(raw)
     except ValidationError as error:
         lines = []
         for problem in error.errors():
@@ -167,7 +185,7 @@ def parse_experiment(raw: dict[str, Any], where: str) -> Experiment:
         raise ExperimentError(f"{where}: " + "; ".join(lines)) from error
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
     """Set one dotted key; the value is read as YAML. Unknown keys are caught when the experiment is parsed."""
     key, separator, text = override.partition("=")
     if not separator or not key:

@@ -3,7 +3,8 @@
 Whatever backbone reads the observation, the core is the same small residual MLP, so one compiled search
 (agent/search) serves every backbone. The equations here are the contract with agent/search/weights.py.
 
-Legend: B batch, A actions, C chance codes, L latent, H hidden, V atoms.
+Legend: B batch, A actions (categories of all parts, where an action has D parts), C chance codes, L latent, H hidden,
+V atoms.
 """
 
 from typing import Any, NamedTuple
@@ -93,11 +94,24 @@ class RecurrentCore(nn.Module):
     """φ (afterstate dynamics), ψ (afterstate prediction), g (dynamics) and f (prediction) on latents."""
 
     atoms: Tensor
+    part_starts: Tensor
 
     def __init__(
-        self, *, actions: int, codes: int, latent: int, hidden: int, support_limit: float, support_count: int
+        self,
+        *,
+        actions: int,
+        codes: int,
+        latent: int,
+        hidden: int,
+        support_limit: float,
+        support_count: int,
+        action_factors: tuple[int, ...] = (),
     ) -> None:
+        """action_factors: categories of each part of an action, which sum to `actions`; empty: it is one choice."""
         super().__init__()
+        self.action_factors = action_factors
+        starts = torch.tensor([0, *action_factors[:-1]]).cumsum(0)
+        self.register_buffer("part_starts", starts, persistent=False)
         self.register_buffer("atoms", torch.from_numpy(support_atoms(support_limit, support_count)))
         self.action_embedding = nn.Parameter(torch.randn(actions, latent) * 0.5)
         self.code_embedding = nn.Parameter(torch.randn(codes, latent) * 0.5)
@@ -115,8 +129,12 @@ class RecurrentCore(nn.Module):
     # one after the other, can read all K with one product each.
 
     def act(self, latent: Tensor, action: Tensor) -> Tensor:
-        """φ. latent: [B, L], action: [B] int64. Returns the afterstate [B, L]."""
-        out, _ = self.afterstate_block(latent + self.action_embedding[action])
+        """φ. latent: [B, L], action: [B] int64, [B, D] where it has parts. Returns the afterstate [B, L]."""
+        if self.action_factors:
+            embedding = self.action_embedding[action + self.part_starts].sum(-2)
+        else:
+            embedding = self.action_embedding[action]
+        out, _ = self.afterstate_block(latent + embedding)
         return minmax(out)
 
     def happen(self, afterstate: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,6 +162,10 @@ class RecurrentCore(nn.Module):
         """f."""
         hidden = torch.relu(self.prediction_hidden(latent))
         return State(latent, self.policy_head(hidden), self.value_head(hidden))
+
+    def policy_parts(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Policy numbers [..., A] as one distribution per part of an action; a single one where it is one choice."""
+        return torch.split(logits, list(self.action_factors), -1) if self.action_factors else (logits,)
 
     def read(self, logits: Tensor) -> Tensor:
         """Categorical logits [..., V] as scalars [...] in units of the environment's reward."""
@@ -180,4 +202,5 @@ class RecurrentCore(nn.Module):
             **linear(("value_w", "value_b"), self.value_head),
             atoms=array(self.atoms),
             reward_atoms=array(self.atoms),
+            action_factors=self.action_factors,
         )

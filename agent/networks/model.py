@@ -25,12 +25,18 @@ class ChanceCode(NamedTuple):
 
 
 class StochasticMuZero(nn.Module):
-    """All six functions under one roof, for observations of the given shapes and A discrete actions."""
+    """All six functions under one roof, for observations of the given shapes and A discrete actions, or actions of
+    several parts with A categories in all."""
 
-    def __init__(self, shapes: Shapes, actions: int, config: NetworkConfig) -> None:
+    def __init__(
+        self, shapes: Shapes, actions: int, config: NetworkConfig, action_factors: tuple[int, ...] = ()
+    ) -> None:
         super().__init__()
+        if action_factors and sum(action_factors) != actions:
+            raise ValueError(f"action_factors {action_factors}: expected them to sum to {actions} actions")
         self.shapes = {name: tuple(shape) for name, shape in shapes.items()}
         self.actions = actions
+        self.action_factors = action_factors
         self.config = config
         self.representation = Representation(
             shapes, backbone=config.backbone, width=config.width, depth=config.depth, latent=config.latent
@@ -42,6 +48,7 @@ class StochasticMuZero(nn.Module):
             hidden=config.hidden,
             support_limit=config.support_limit,
             support_count=config.support_atoms,
+            action_factors=action_factors,
         )
         self.encoder = ChanceEncoder(
             shapes,

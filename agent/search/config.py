@@ -62,6 +62,19 @@ class SearchConfig(BaseModel):
     gumbel_visit_offset: float = Field(
         default=50.0, ge=0.0, description="Gumbel: c_visit, visits added to the largest count when Q is weighed"
     )
+    samples: int = Field(
+        default=16,
+        ge=2,
+        description="K, combinations a decision node looks at where an action has parts (MultiDiscrete, MultiBinary, "
+        "Box) with more combinations than this (Hubert et al. 2021)",
+    )
+    samples_even_share: float = Field(
+        default=0.25,
+        ge=0.0,
+        lt=1.0,
+        description="share of even chances in what an exploring root draws its combinations from; the others follow "
+        "the policy",
+    )
     players: int = Field(
         default=1,
         ge=1,

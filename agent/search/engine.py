@@ -56,8 +56,9 @@ class SearchEngine:
 
     def _new_workspaces(self) -> list[Workspace]:
         """Empty memory for every thread."""
-        shape, players = self._arrays.shape, self.config.players
-        return [Workspace(shape, players, self._dtype) for _ in range(self._threads)]
+        shape, players, parts = self._arrays.shape, self.config.players, len(self._model.action_factors)
+        actions = self.config.samples if parts else shape.actions
+        return [Workspace(shape, players, self._dtype, actions=actions, parts=parts) for _ in range(self._threads)]
 
     def load(self, model: CoreWeights | TableModel) -> None:
         """Search with these weights from now on; nothing is recompiled.
@@ -67,14 +68,14 @@ class SearchEngine:
         model.require_finite()
         arrays = pack_model(model, self._dtype)
         with self._lock:
-            same_shape = arrays.shape == self._arrays.shape
+            same_shape = arrays.shape == self._arrays.shape and model.action_factors == self._model.action_factors
             self._model, self._arrays = model, arrays
             if not same_shape:
                 self._workspaces = self._new_workspaces()
 
     @property
     def num_actions(self) -> int:
-        """A."""
+        """A; F where an action has parts."""
         return self._model.num_actions
 
     @property
@@ -106,8 +107,9 @@ class SearchEngine:
         """Search from a batch of roots.
 
         latents:       [B, L] root states, as the representation network gives them.
-        policy_logits: [B, A] and values: [B] of the roots; values in units of the reward.
-        action_mask:   [B, A] True where an action is allowed at the root; None allows all.
+        policy_logits: [B, A] and values: [B] of the roots; values in units of the reward. Where an action has parts,
+                       [B, F] logits of their categories.
+        action_mask:   [B, A] True where an action is allowed at the root; None allows all. [B, F] likewise.
         seeds:         [B] uint64, needed when something is random: exploration noise or sampled chance.
         explore:       mix Dirichlet noise into the prior (puct) or draw the actions by Gumbel noise (gumbel).
         simulations:   per root; None takes the configured number, 0 acts by the prior.
@@ -146,9 +148,9 @@ class SearchEngine:
 
     def _run(self, inputs: SearchInputs, with_tree: bool) -> SearchResult:
         batch, shape = inputs.batch, self._arrays.shape
-        out = empty_outputs(batch, shape.actions, shape.codes)
+        out = empty_outputs(batch, inputs.edges, shape.codes)
         trees = empty_trees(inputs, shape, self.config.players, self._dtype) if with_tree else None
-        options = tree_options(self.config, inputs.simulations, shape.actions, shape.codes)
+        options = tree_options(self.config, inputs, shape.codes)
         threads = max(1, min(self._threads, batch // MIN_ROWS_PER_THREAD))
         group = max(1, min(GROUP_ROWS, -(-batch // threads)))
 
@@ -183,4 +185,4 @@ class SearchEngine:
             for other in others:
                 other.result()
         require_finite("the search's root_value", out.root_value)  # finite weights may still overflow inside
-        return SearchResult(*out, trees=trees.trimmed() if trees else None)
+        return SearchResult(*out, trees=trees.trimmed() if trees else None, candidates=inputs.candidates)

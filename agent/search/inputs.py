@@ -1,6 +1,6 @@
 """The arguments of a search, parsed once at the edge.
 
-Legend: B batch, A actions, L latent.
+Legend: B batch, A actions, K candidates, D parts of an action, F categories of all parts, L latent.
 """
 
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agent.search.candidates import Candidates, draw_candidates, part_probabilities, part_slices
 from agent.search.config import SearchConfig
 from agent.search.kernel import RootInputs
 from agent.search.randomness import dirichlet_noise, gumbel_noise
@@ -21,12 +22,23 @@ class SearchInputs:
     """Checked and complete inputs of one search; every array is ours, C-contiguous and writable."""
 
     roots: RootInputs
-    allowed: NDArray[np.bool_]  # [B, A]
+    allowed: NDArray[np.bool_]  # [B, A], or [B, K] which places hold a candidate
     seeds: NDArray[np.uint64]  # [B]
     to_play: NDArray[np.int32]  # [B]
     owed: NDArray[np.int32]  # [B] simulations each row is owed
     simulations: int
     resumed: SearchTrees | None
+    candidates: Candidates | None  # of actions with parts
+
+    @property
+    def edges(self) -> int:
+        """A, or K: the edges of a decision node."""
+        return int(self.allowed.shape[1])
+
+    @property
+    def parts(self) -> int:
+        """D; 0 where an action is one choice."""
+        return 0 if self.candidates is None else self.candidates.choices.shape[2]
 
     @property
     def batch(self) -> int:
@@ -118,6 +130,11 @@ def _check_resume(
 ) -> None:
     if resume is None:
         return
+    if model.action_factors:
+        raise SearchInputError(
+            "a tree over sampled candidates cannot be resumed: its root would have to keep candidates that an earlier "
+            "search drew; search afresh"
+        )
     if config.root == "gumbel":
         raise SearchInputError(
             "a gumbel root halves its actions over one whole budget and cannot resume a tree; use root: puct"
@@ -154,12 +171,31 @@ def check_inputs(
     logits = _floats("policy_logits", policy_logits, (batch, actions), "[B, A]")
     root_values = _floats("values", values, (batch,), "[B]")
     allowed = _allowed(action_mask, batch, actions)
+    factors = model.action_factors
+    for number, part in enumerate(part_slices(factors)):
+        if not allowed[:, part].any(axis=1).all():
+            row = int(np.flatnonzero(~allowed[:, part].any(axis=1))[0])
+            raise SearchInputError(
+                f"action_mask allows no category of part {number} of the action in row {row}; every part needs one"
+            )
     _check_resume(config, model, resume, batch)
     turns = _turns(config, to_play, resume, batch)
 
     draws = explore and root_noise is None and (config.root == "gumbel" or config.dirichlet_fraction > 0.0)
     sampled = config.chance_selection == "sampled" and count > 0
     row_seeds = _seeds(seeds, batch, sampled=sampled, noisy=draws)
+    candidates = None
+    if factors:
+        candidates = draw_candidates(
+            part_probabilities(logits, allowed, factors),
+            factors,
+            count=config.samples,
+            seeds=row_seeds,
+            even_share=config.samples_even_share if explore else 0.0,
+            with_mode=not explore,
+        )
+        actions, allowed = config.samples, candidates.prior > 0.0
+        logits = np.log(np.where(allowed, candidates.prior, 1.0)).astype(np.float32)
     noise = np.zeros((batch, actions), np.float64)
     if root_noise is not None:
         noise = _given_noise(config, root_noise, allowed)
@@ -183,6 +219,7 @@ def check_inputs(
             noise=noise,
             resumed=held,
             noise_fraction=config.dirichlet_fraction if mixes else 0.0,
+            choices=np.zeros((batch, 1, 1), np.int32) if candidates is None else candidates.choices,
         ),
         allowed=allowed,
         seeds=row_seeds,
@@ -190,4 +227,5 @@ def check_inputs(
         owed=owed,
         simulations=count,
         resumed=resume,
+        candidates=candidates,
     )

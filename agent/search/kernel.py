@@ -36,6 +36,7 @@ from agent.search.tree_kernel import (
     back_up,
     completed_q,
     copy_subtree,
+    draw_candidates,
     halving_action,
     improved_policy,
     mover,
@@ -49,7 +50,7 @@ class ModelArrays(NamedTuple):
     is_table: bool
     params: NDArray[np.floating]  # packed weights (network_kernel.pack) or packed tables (pack_tables)
     layout: NDArray[np.int64]  # [2, …] where each piece of params starts, by kind of leaf
-    links: NDArray[np.int32]  # tables: afterstate_of [S·A] then state_of [F·C]
+    links: NDArray[np.int32]  # tables: afterstate_of [S·A], state_of [F·C]; network: [D] where each part's rows begin
     shape: NetworkShape
 
 
@@ -62,6 +63,7 @@ class RootInputs(NamedTuple):
     noise: NDArray[np.float64]  # [R, A] Gumbel or Dirichlet variates; zeros for none
     resumed: NDArray[np.bool_]  # [R] this row's tree is already there, from an earlier search
     noise_fraction: float  # PUCT: share of the noise in the prior
+    choices: NDArray[np.int32]  # [R, K, D] candidates of the root; [R, 1, 1] where an action is one choice
 
     def rows(self, rows: slice) -> "RootInputs":
         """The same for some of the rows."""
@@ -72,6 +74,7 @@ class RootInputs(NamedTuple):
             self.noise[rows],
             self.resumed[rows],
             self.noise_fraction,
+            self.choices[rows],
         )
 
 
@@ -130,6 +133,9 @@ def start_row(trees, row, roots, inputs, options):
         add_node(trees, row, root, root, value, np.float32(0), options)
     for j in range(inputs.latents.shape[1]):
         trees.latent[row, 0, j] = inputs.latents[row, j]
+    for part in range(options.parts):
+        for action in range(options.actions):
+            trees.choices[row, action, part] = inputs.choices[row, action, part]
     highest = -np.inf
     for action in range(options.actions):
         if roots.allowed[row, action]:
@@ -160,6 +166,22 @@ def attach(trees, row, parent, slot, raw_value, reward, logits, start, gains, op
         trees.prior[row, first + edge] = probability
         if chance:
             trees.score[row, first + edge] = probability
+    back_up(trees, row, node, gains, options)
+    return node
+
+
+@compiled()
+def attach_with_candidates(trees, row, parent, slot, raw_value, reward, model, scratch, start, seed, gains, options):
+    """Append an evaluated decision node whose actions have parts, with K candidates of its own. Returns its number.
+
+    scratch.heads[start :] holds the policy's logits.
+    """
+    node = add_node(trees, row, parent, slot, raw_value, reward, options)
+    for part in range(options.parts):
+        begin = np.int64(model.links[part])
+        end = np.int64(model.links[part + 1]) if part + 1 < options.parts else np.int64(model.shape.actions)
+        softmax(scratch.heads, start + begin, end - begin, scratch.bits, scratch.powers)
+    draw_candidates(trees, row, node, scratch.heads, start, model.links, model.shape.actions, seed, options)
     back_up(trees, row, node, gains, options)
     return node
 
@@ -201,7 +223,7 @@ def leaf_of(memory, kind, index):
 
 
 @compiled()
-def expand_from_network(trees, kind, count, model, scratch, memory, options):
+def expand_from_network(trees, kind, count, model, scratch, memory, roots, options):
     """Evaluate the gathered leaves of one kind and attach them."""
     params, shape = model.params, model.shape
     width = shape.latent_width
@@ -214,16 +236,28 @@ def expand_from_network(trees, kind, count, model, scratch, memory, options):
     )
     for index in range(count):
         row, parent, slot = leaf_of(memory, kind, index)
-        taken = slot - trees.first_edge[row, parent]
         source = (row * nodes + parent) * width
-        embed(latents, source, params, embedding + taken * width, width, scratch.embedded, index * width)
-    edges = options.actions if kind == 1 else options.codes
+        place = index * width
+        if kind == 0 and options.parts > 0:
+            for part in range(options.parts):
+                category = np.int64(model.links[part]) + np.int64(trees.choices[row, slot, part])
+                if part == 0:
+                    embed(latents, source, params, embedding + category * width, width, scratch.embedded, place)
+                else:
+                    here, more = scratch.embedded, embedding + category * width
+                    embed(here, place, params, more, width, here, place)
+            continue
+        taken = slot - trees.first_edge[row, parent]
+        embed(latents, source, params, embedding + taken * width, width, scratch.embedded, place)
+    edges = shape.actions if kind == 1 else options.codes
+    with_parts = kind == 1 and options.parts > 0
     evaluate(kind, count, edges, params, model.layout, shape, scratch)
     heads_width = padded(aligned(edges) + shape.atoms)
     for index in range(count):
         row, parent, slot = leaf_of(memory, kind, index)
         start = index * heads_width
-        softmax(scratch.heads, start, aligned(edges), scratch.bits, scratch.powers)
+        if not with_parts:
+            softmax(scratch.heads, start, aligned(edges), scratch.bits, scratch.powers)
         value = expectation(
             scratch.heads, start + aligned(edges), shape.atoms, params, atoms, scratch.bits, scratch.powers
         )
@@ -238,7 +272,13 @@ def expand_from_network(trees, kind, count, model, scratch, memory, options):
                 scratch.bits,
                 scratch.powers,
             )
-        node = attach(trees, row, parent, slot, value, reward, scratch.heads, start, memory.gains, options)
+        if with_parts:
+            seed = roots.seeds[row]
+            node = attach_with_candidates(
+                trees, row, parent, slot, value, reward, model, scratch, start, seed, memory.gains, options
+            )
+        else:
+            node = attach(trees, row, parent, slot, value, reward, scratch.heads, start, memory.gains, options)
         target = (row * nodes + node) * width
         embed_from, to = np.uint64(index * width), np.uint64(target)
         for j in range(np.uint64(width)):
@@ -362,7 +402,7 @@ def _build(sources: str) -> Kernels:
                     waiting[kind] += 1
             for kind in range(2):
                 if waiting[kind] > 0:
-                    expand_from_network(trees, kind, waiting[kind], model, scratch, memory, options)
+                    expand_from_network(trees, kind, waiting[kind], model, scratch, memory, roots, options)
         for row in range(count):
             report_row(trees, row, roots, memory, options, out)
 

@@ -14,7 +14,8 @@ def pack_model(model: CoreWeights | TableModel, dtype: type[np.floating]) -> Mod
     """The model as the kernel reads it."""
     if isinstance(model, CoreWeights):
         params, layout, shape = network_kernel.pack(model, dtype)
-        return ModelArrays(False, params, layout, np.zeros(1, np.int32), shape)
+        starts = np.cumsum([0, *model.action_factors[:-1]]).astype(np.int32)
+        return ModelArrays(False, params, layout, starts, shape)
     # Looking under an action finds the afterstate's tables (kind 0), under a code the state's (kind 1).
     pieces: tuple[tuple[NDArray[np.floating], ...], ...] = (
         (np.maximum(model.chance_logits, -1e30), model.afterstate_values, np.zeros(0)),

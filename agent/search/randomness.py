@@ -17,6 +17,7 @@ from scipy.special import gammaincinv
 ROOT_NOISE = np.uint64(1)
 CHANCE = np.uint64(2)
 ACTION = np.uint64(3)
+CANDIDATE = np.uint64(4)
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

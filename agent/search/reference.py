@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agent.search.candidates import draw_candidates, part_slices
 from agent.search.config import SearchConfig
 from agent.search.halving import considered_visits
 from agent.search.inputs import check_inputs
@@ -31,7 +32,7 @@ class Expansion(NamedTuple):
     """What the model says about a new node."""
 
     state: Float64  # latent; handed back to the model to go on from here
-    logits: Float64  # of the codes [C] after an action, of the actions [A] after a code
+    logits: Float64  # of the codes [C] after an action, of the actions [A] (categories of all parts [F]) after a code
     value: float
     reward: float  # on the way here; 0 after an action
 
@@ -39,8 +40,8 @@ class Expansion(NamedTuple):
 class Model(Protocol):
     """What the search asks of a model; a network and a set of tables both answer."""
 
-    def after_action(self, state: Float64, action: int) -> Expansion:
-        """The afterstate: φ, then ψ."""
+    def after_action(self, state: Float64, action: int | tuple[int, ...]) -> Expansion:
+        """The afterstate: φ, then ψ. action: its number, or the categories of its parts."""
 
     def after_code(self, afterstate: Float64, code: int) -> Expansion:
         """The next state: g, then f."""
@@ -62,6 +63,7 @@ class ReferenceNetwork:
 
     def __init__(self, weights: CoreWeights) -> None:
         self._arrays = {name: getattr(weights, name).astype(np.float64) for name in WEIGHT_SHAPES}
+        self._starts = np.array([part.start for part in part_slices(weights.action_factors)], np.int64)
 
     def _linear(self, x: Float64, name: str, layer: str = "") -> Float64:
         product: Float64 = x @ self._arrays[f"{name}_w{layer}"] + self._arrays[f"{name}_b{layer}"]
@@ -76,9 +78,11 @@ class ReferenceNetwork:
         hidden = np.maximum(self._linear(normed, name, "1"), 0.0)
         return x + self._linear(hidden, name, "2"), hidden
 
-    def after_action(self, state: Float64, action: int) -> Expansion:
+    def after_action(self, state: Float64, action: int | tuple[int, ...]) -> Expansion:
         """φ, then ψ."""
-        out, _ = self._block(state + self._arrays["action_embedding"][action], "phi")
+        rows = action if isinstance(action, int) else self._starts + np.array(action)
+        embedding = self._arrays["action_embedding"][rows].reshape(-1, len(state)).sum(axis=0)
+        out, _ = self._block(state + embedding, "phi")
         afterstate = _minmax(out)
         hidden = np.maximum(self._linear(afterstate, "psi", "1"), 0.0)
         return Expansion(afterstate, self._linear(hidden, "chance"), self._read(hidden, "q"), 0.0)
@@ -98,9 +102,10 @@ class ReferenceTables:
     def __init__(self, tables: TableModel) -> None:
         self._t = tables
 
-    def after_action(self, state: Float64, action: int) -> Expansion:
+    def after_action(self, state: Float64, action: int | tuple[int, ...]) -> Expansion:
         """Look the afterstate up."""
         t = self._t
+        assert isinstance(action, int), "actions of a table are one choice"
         afterstate = int(t.afterstate_of[int(state[0]), action])
         logits = t.chance_logits[afterstate].astype(np.float64)
         return Expansion(np.array([float(afterstate)]), logits, float(t.afterstate_values[afterstate]), 0.0)
@@ -126,6 +131,7 @@ class _Node:
     player: int  # who moves here, or at a chance node who has just moved
     parent: "_Node | None" = None
     edge: int = -1
+    choices: NDArray[np.int32] | None = None  # [K, D] what the edges of a decision node stand for, where not 0..A−1
     children: dict[int, "_Node"] = field(default_factory=dict)
     returns: list[Float64] = field(default_factory=list)  # [P] of every visit, as each player sees it
 
@@ -155,8 +161,11 @@ class _Node:
 class _TreeSearch:
     """One row."""
 
-    def __init__(self, config: SearchConfig, model: Model, seed: np.uint64, first_player: int) -> None:
+    def __init__(
+        self, config: SearchConfig, model: Model, seed: np.uint64, first_player: int, factors: tuple[int, ...]
+    ) -> None:
         self.config, self.model, self.seed, self.first_player = config, model, seed, first_player
+        self.factors = factors
         self.nodes: list[_Node] = []
 
     def view(self, value: float, owner: int) -> Float64:
@@ -171,9 +180,21 @@ class _TreeSearch:
         return node
 
     def expand(self, parent: _Node, edge: int) -> _Node:
-        ask = self.model.after_action if parent.is_decision else self.model.after_code
-        found = ask(parent.state, edge)
-        node = _Node(found.state, _softmax(found.logits), found.value, found.reward, 0, parent, edge)
+        if parent.is_decision:
+            choice = edge if parent.choices is None else tuple(int(part) for part in parent.choices[edge])
+            found = self.model.after_action(parent.state, choice)
+        else:
+            found = self.model.after_code(parent.state, edge)
+        node = _Node(found.state, np.empty(0), found.value, found.reward, 0, parent, edge)
+        if node.is_decision and self.factors:
+            parts = [_softmax(found.logits[part]) for part in part_slices(self.factors)]
+            drawn = draw_candidates(
+                np.concatenate(parts)[None], self.factors, count=self.config.samples, seeds=np.array([self.seed]),
+                node=len(self.nodes),
+            )  # fmt: skip
+            node.choices, node.prior = drawn.choices[0], drawn.prior[0]
+        else:
+            node.prior = _softmax(found.logits)
         return self.add(node)
 
     def back_up(self, leaf: _Node) -> None:
@@ -313,7 +334,7 @@ def search_reference(
         resume=None,
     )
     asked: Model = ReferenceNetwork(model) if isinstance(model, CoreWeights) else ReferenceTables(model)
-    batch, actions, codes = inputs.batch, model.num_actions, model.num_codes
+    batch, actions, codes = inputs.batch, inputs.edges, model.num_codes
     result = SearchResult(
         visits=np.zeros((batch, actions), np.int32),
         action_weights=np.zeros((batch, actions), np.float32),
@@ -322,6 +343,7 @@ def search_reference(
         root_value=np.zeros(batch, np.float32),
         depth=np.zeros(batch, np.int32),
         chance_probabilities=np.zeros((batch, actions, codes), np.float32),
+        candidates=inputs.candidates,
     )
     nodes: list[list[Node]] = []
     for row in range(batch):
@@ -330,8 +352,10 @@ def search_reference(
         prior = _softmax(np.where(allowed, logits, -np.inf))
         fraction = inputs.roots.noise_fraction
         prior = (1.0 - fraction) * prior + fraction * noise
-        search = _TreeSearch(config, asked, inputs.seeds[row], int(inputs.to_play[row]))
+        search = _TreeSearch(config, asked, inputs.seeds[row], int(inputs.to_play[row]), model.action_factors)
         root = _Node(inputs.roots.latents[row].astype(np.float64), prior, float(inputs.roots.values[row]), 0.0, 0)
+        if inputs.candidates is not None:
+            root.choices = inputs.candidates.choices[row]
         search.run(root, int(inputs.owed[row]), logits + noise, allowed)
         _report(search, root, logits + noise, allowed, row, result)
         numbers = {id(node): index for index, node in enumerate(search.nodes)}
@@ -348,11 +372,19 @@ def search_reference(
                     raw_value=node.raw_value,
                     reward=node.reward,
                     probability=1.0 if node.parent is None else float(node.parent.prior[node.edge]),
+                    choice=_choice(node),
                 )
                 for index, node in enumerate(search.nodes)
             ]
         )
     return ReferenceResult(result, nodes)
+
+
+def _choice(node: _Node) -> tuple[int, ...]:
+    """What the parts of the action that leads here are, where it has parts."""
+    if node.parent is None or node.parent.choices is None:
+        return ()
+    return tuple(int(part) for part in node.parent.choices[node.edge])
 
 
 def _report(

@@ -1,6 +1,7 @@
 """What a search returns: statistics of the roots and, on request, the trees themselves.
 
-Legend: B batch, A actions, C chance codes, N nodes, E edge slots, P players, L latent.
+Legend: B batch, A actions (candidates, where an action has parts), D parts, C chance codes, N nodes, E edge slots,
+P players, L latent.
 """
 
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agent.search.candidates import Candidates, Factors, marginals
 from agent.search.kernel import KERNELS
 from agent.search.randomness import ACTION, uniforms
 from agent.search.tree_kernel import TreeArrays, TreeSizes
@@ -30,6 +32,7 @@ class Node:
     raw_value: float  # what the network said
     reward: float  # on the edge leading here
     probability: float  # of the edge leading here, by policy or chance model; 1 for the root
+    choice: tuple[int, ...] = ()  # categories of the parts of the action that leads here, where it has parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,7 @@ class SearchTrees:
         arrays = self.arrays._asdict()
         for name in ("parent", "slot", "first_edge", "depth", "visits", "value", "raw_value", "reward", "latent"):
             arrays[name] = np.ascontiguousarray(arrays[name][:, :nodes])
-        for name in ("child", "edge_visits", "prior", "score"):
+        for name in ("child", "edge_visits", "prior", "score", "choices"):
             arrays[name] = np.ascontiguousarray(arrays[name][:, :edges])
         return type(self)(TreeArrays(**arrays), self.num_actions, self.num_codes)
 
@@ -93,7 +96,12 @@ class SearchTrees:
             raw_value=float(a.raw_value[row, index]),
             reward=float(a.reward[row, index]),
             probability=1.0 if root else float(a.prior[row, slot]),
+            choice=self._choice(row, slot) if depth % 2 == 1 else (),
         )
+
+    def _choice(self, row: int, slot: int) -> tuple[int, ...]:
+        choices = self.arrays.choices
+        return tuple(int(part) for part in choices[row, slot]) if choices.shape[1] > 1 else ()
 
     def nodes(self, row: int) -> Iterator[Node]:
         """All nodes of one row in the order they were created."""
@@ -164,7 +172,7 @@ class SearchTrees:
             raise SearchInputError(f"actions must not be negative; found {taken}")
         target = TreeArrays(*(np.zeros_like(array) for array in self.arrays))
         number = np.empty(self.arrays.parent.shape[1], np.int32)
-        sizes = TreeSizes(self.num_actions, self.num_codes, self.num_players)
+        sizes = TreeSizes(self.num_actions, self.num_codes, self.num_players, parts=0)
         KERNELS.copy_subtrees(self.arrays, target, taken, observed, number, sizes)
         return type(self)(target, self.num_actions, self.num_codes).trimmed()
 
@@ -183,6 +191,8 @@ class SearchResult:
     depth:                [B] deepest decision node reached, in environment steps.
     chance_probabilities: [B, A, C] the chance model's outcomes after each visited action; 0 where not visited.
     trees:                the trees, when asked for.
+    candidates:           the K combinations each root looked at, where an action has parts; `action` and all of the
+                          above then number candidates.
     """
 
     visits: NDArray[np.int32]
@@ -193,6 +203,20 @@ class SearchResult:
     depth: NDArray[np.int32]
     chance_probabilities: NDArray[np.float32]
     trees: SearchTrees | None = None
+    candidates: Candidates | None = None
+
+    def chosen(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What to do, as the environment of the agent takes it: the numbers [B] themselves, or the combinations [B, D]
+        they stand for."""
+        if self.candidates is None:
+            return index.astype(np.int64)
+        return self.candidates.choices[np.arange(len(index)), index].astype(np.int64)
+
+    def policy_target(self, factors: Factors) -> NDArray[np.float32]:
+        """What the policy should have said: `action_weights` [B, A], or the weight of each category [B, F]."""
+        if self.candidates is None:
+            return self.action_weights
+        return marginals(self.candidates.choices, self.action_weights, factors)
 
 
 def sample_actions(

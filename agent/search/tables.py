@@ -93,6 +93,11 @@ class TableModel:
         return int(self.policy_logits.shape[1])
 
     @property
+    def action_factors(self) -> tuple[int, ...]:
+        """None: an action is one choice."""
+        return ()
+
+    @property
     def num_codes(self) -> int:
         """C."""
         return int(self.chance_logits.shape[1])

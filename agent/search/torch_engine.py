@@ -26,7 +26,7 @@ from agent.search.kernel import KERNELS, Answers, Leaves, Outputs
 from agent.search.network_kernel import NetworkShape
 from agent.search.result import SearchResult, SearchTrees
 from agent.search.tree_kernel import TreeOptions
-from agent.search.weights import WEIGHT_SHAPES, CoreWeights, require_finite
+from agent.search.weights import WEIGHT_SHAPES, CoreWeights, SearchInputError, require_finite
 from agent.search.workspace import Workspace, empty_outputs, empty_trees, tree_options
 
 _EPSILON = 1e-5  # of LayerNorm and of min-max scaling
@@ -213,6 +213,11 @@ class TorchSearchEngine:
         double = config.precision == "float64"
         self._dtype: type[np.floating] = np.float64 if double else np.float32
         weights.require_finite()
+        if weights.action_factors:
+            raise SearchInputError(
+                f"the torch search takes actions that are one choice; found actions of {len(weights.action_factors)} "
+                f"parts. Search with SearchEngine"
+            )
         self._weights = weights
         self._core = TorchCore(weights, self.device, torch.float64 if double else torch.float32)
         self._shape = NetworkShape(
@@ -226,7 +231,10 @@ class TorchSearchEngine:
         )
         self._threads = config.threads or available_cores()
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="search")
-        self._workspaces = [Workspace(self._shape, config.players, self._dtype) for _ in range(self._threads)]
+        self._workspaces = [
+            Workspace(self._shape, config.players, self._dtype, actions=weights.num_actions)
+            for _ in range(self._threads)
+        ]
         self._exchange: _Exchange | None = None
         self._exchange_size = (0, 0)
         self._lock = threading.Lock()
@@ -280,7 +288,7 @@ class TorchSearchEngine:
             held = torch.from_numpy(inputs.resumed.arrays.latent[:, 1:].copy())
             exchange.latents[:, 1 : 1 + held.shape[1]] = held.to(exchange.latents)
         out = empty_outputs(batch, shape.actions, shape.codes)
-        options = tree_options(self.config, inputs.simulations, shape.actions, shape.codes)
+        options = tree_options(self.config, inputs, shape.codes)
         threads = max(1, min(self._threads, batch // _MIN_ROWS_PER_THREAD))
         size = max(1, -(-batch // threads))
         starts = range(0, batch, size)

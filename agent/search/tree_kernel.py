@@ -16,7 +16,10 @@ Equations (mctx's conventions, which the golden trees pin down):
 
 Ties go to the lowest index.
 
-Legend: R rows, N nodes, E edge slots, P players, A actions, C codes, L latent width.
+Where an action has D parts, a decision node's edges are K candidate combinations instead (candidates.py); `choices`
+says which, and options.actions is K.
+
+Legend: R rows, N nodes, E edge slots, P players, A actions, C codes, D parts of an action, L latent width.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, no-check-untyped-defs
@@ -28,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.search.compilation import compiled
-from agent.search.randomness import CHANCE, uniform
+from agent.search.randomness import CANDIDATE, CHANCE, uniform
 
 _TINY = 1e-8  # smallest range Q is scaled by, as in mctx
 _TINY_PROBABILITY = 1e-38  # keeps a weighted mean defined when every visited action has a vanishing prior
@@ -54,6 +57,7 @@ class TreeArrays(NamedTuple):
     edge_visits: NDArray[np.int32]  # [R, E]
     prior: NDArray[np.floating]  # [R, E] probability of the action or code
     score: NDArray[np.floating]  # [R, E] action: Q for the player who acts; code: Pr(c)/(N(c) + 1)
+    choices: NDArray[np.int32]  # [R, E, D] categories of each part of an action; [R, 1, 1] where it has none
 
 
 class TreeOptions(NamedTuple):
@@ -71,6 +75,7 @@ class TreeOptions(NamedTuple):
     min_q_range: float
     value_scale: float
     visit_offset: float
+    parts: int  # D; 0 where an action is one choice
 
 
 class TreeSizes(NamedTuple):
@@ -79,6 +84,7 @@ class TreeSizes(NamedTuple):
     actions: int
     codes: int
     players: int
+    parts: int
 
 
 class RootArrays(NamedTuple):
@@ -93,7 +99,7 @@ class RootArrays(NamedTuple):
 
 
 def allocate_trees(
-    rows: int, nodes: int, edges: int, players: int, latent: int, dtype: type[np.floating]
+    rows: int, nodes: int, edges: int, players: int, latent: int, dtype: type[np.floating], parts: int = 0
 ) -> TreeArrays:
     """Room for `rows` trees of up to `nodes` nodes with up to `edges` edge slots in total."""
     return TreeArrays(
@@ -114,6 +120,7 @@ def allocate_trees(
         edge_visits=np.zeros((rows, edges), np.int32),
         prior=np.zeros((rows, edges), dtype),
         score=np.zeros((rows, edges), dtype),
+        choices=np.zeros((rows, edges if parts else 1, max(parts, 1)), np.int32),
     )
 
 
@@ -154,6 +161,48 @@ def add_node(trees, row, parent, slot, raw_value, reward, options):
     else:
         trees.child[row, slot] = node
     return node
+
+
+@compiled()
+def draw_candidates(trees, row, node, policy, start, starts, actions, seed, options):
+    """Give a new decision node its K candidates and their prior, the shares of the draws (candidates.py).
+
+    policy[start : start + actions]: probabilities of all parts' categories. starts: [D] where each part's begin.
+    """
+    first = np.int64(trees.first_edge[row, node])
+    parts, share = options.parts, 1.0 / options.actions
+    used = 0
+    for draw in range(options.actions):
+        slot = first + used
+        for part in range(parts):
+            begin = start + np.int64(starts[part])
+            end = start + (np.int64(starts[part + 1]) if part + 1 < parts else np.int64(actions))
+            address = (np.uint64(node) << np.uint64(32)) + np.uint64(draw * parts + part)
+            threshold = uniform(seed, CANDIDATE, address)
+            cumulative = 0.0
+            chosen = begin
+            for place in range(begin, end):
+                if policy[place] > 0.0:
+                    chosen = place
+                    cumulative += policy[place]
+                    if cumulative > threshold:
+                        break
+            trees.choices[row, slot, part] = chosen - begin
+        for earlier in range(first, slot):
+            same = True
+            for part in range(parts):
+                same &= trees.choices[row, earlier, part] == trees.choices[row, slot, part]
+            if same:
+                slot = earlier
+                break
+        if slot == first + used:
+            trees.prior[row, slot] = 0.0
+            used += 1
+        trees.prior[row, slot] += share
+    for slot in range(first + used, first + options.actions):
+        trees.prior[row, slot] = 0.0
+        for part in range(parts):
+            trees.choices[row, slot, part] = 0
 
 
 @compiled()
@@ -408,6 +457,8 @@ def copy_subtree(source, target, row, action, code, number, options):
             target.edge_visits[row, first + edge] = source.edge_visits[row, old_first + edge]
             target.prior[row, first + edge] = source.prior[row, old_first + edge]
             target.score[row, first + edge] = source.score[row, old_first + edge]
+            for part in range(options.parts):
+                target.choices[row, first + edge, part] = source.choices[row, old_first + edge, part]
         own_value = source.value[row, old, mover(target, row, np.int64(target.depth[row, node]), options)]
         if node == 0:
             target.bounds[row, 0] = target.bounds[row, 1] = own_value

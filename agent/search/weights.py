@@ -5,6 +5,7 @@ The equations, row by row (Linear weights are stored [in, out]; LayerNorm and mi
     minmax(x)  = (x − min x) / (max x − min x + ε)
     block(x)   : n = LayerNorm(x)·gain + bias;  hid = relu(n·W₁ + b₁);  out = x + hid·W₂ + b₂
     φ(s, a)    : out, _   = block_phi(s + action_embedding[a]);  afterstate = minmax(out)
+                 (an action with parts adds the embedding of each part's category)
     ψ(as)      : hid = relu(as·psi_w1 + psi_b1);  chance_logits = hid·chance_w + chance_b;
                  q = softmax(hid·q_w + q_b)·atoms
     g(as, c)   : out, hid = block_g(as + code_embedding[c]);     state = minmax(out);
@@ -14,10 +15,11 @@ The equations, row by row (Linear weights are stored [in, out]; LayerNorm and mi
 
 Atoms stand in units of the environment's reward, so an expectation needs no further transform.
 
-Legend: A actions, C chance codes, L latent, H hidden, V atoms.
+Legend: A actions (categories of all parts together, where an action has parts), C chance codes, L latent, H hidden,
+V atoms.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -114,9 +116,15 @@ class CoreWeights:
     value_b: Float32  # [V]
     atoms: Float32  # [V] of Q and value, in units of the reward
     reward_atoms: Float32  # [V] of the reward
+    action_factors: tuple[int, ...] = ()  # [D] categories of each part of an action; empty: an action is one choice
 
     def __post_init__(self) -> None:
         sizes = self._sizes()
+        if self.action_factors and (sum(self.action_factors) != sizes["A"] or min(self.action_factors) < 1):
+            raise SearchInputError(
+                f"action_factors must be positive and sum to the {sizes['A']} rows of action_embedding; found "
+                f"{self.action_factors}"
+            )
         for name, letters in WEIGHT_SHAPES.items():
             array = getattr(self, name)
             expected = tuple(sizes[letter] for letter in letters)
@@ -141,7 +149,7 @@ class CoreWeights:
 
     @property
     def num_actions(self) -> int:
-        """A."""
+        """A, or the categories of all parts together."""
         return int(self.action_embedding.shape[0])
 
     @property
@@ -166,8 +174,8 @@ class CoreWeights:
 
     def require_finite(self) -> None:
         """Raise SearchInputError naming the first tensor that holds a NaN or an infinity."""
-        for field in fields(self):
-            require_finite(f"weight {field.name}", getattr(self, field.name))
+        for name in WEIGHT_SHAPES:
+            require_finite(f"weight {name}", getattr(self, name))
 
     @classmethod
     def random(
@@ -180,11 +188,13 @@ class CoreWeights:
         hidden: int = 256,
         atoms: int = 51,
         limit: float = 5.0,
+        action_factors: tuple[int, ...] = (),
     ) -> Self:
         """A network nobody trained, for tests and benchmarks: layers scaled by 1/√inputs, heads lively enough
         that values, priors and outcomes differ from node to node.
 
-        limit: largest magnitude on the support, in units of the reward.
+        limit: largest magnitude on the support, in units of the reward. action_factors: parts of an action, which
+        sum to `actions`.
         """
         rng = np.random.default_rng(seed)
         sizes = {"A": actions, "C": codes, "L": latent, "H": hidden, "V": atoms}
@@ -203,4 +213,4 @@ class CoreWeights:
             else:
                 array = 0.1 * rng.standard_normal(shape)
             arrays[name] = np.ascontiguousarray(array, dtype=np.float32)
-        return cls(**arrays)
+        return cls(**arrays, action_factors=action_factors)

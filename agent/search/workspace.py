@@ -27,13 +27,13 @@ def exploration_table(c1: float, c2: float, visits: int) -> NDArray[np.float64]:
     return table
 
 
-def tree_options(config: SearchConfig, simulations: int, actions: int, codes: int) -> TreeOptions:
+def tree_options(config: SearchConfig, inputs: SearchInputs, codes: int) -> TreeOptions:
     """The configuration as the kernel reads it."""
     return TreeOptions(
-        actions=actions,
+        actions=inputs.edges,
         codes=codes,
         players=config.players,
-        simulations=simulations,
+        simulations=inputs.simulations,
         max_depth=config.max_depth or _NO_DEPTH_LIMIT,
         gumbel=config.root == "gumbel",
         tree_wide=config.normalisation == "tree",
@@ -42,6 +42,7 @@ def tree_options(config: SearchConfig, simulations: int, actions: int, codes: in
         min_q_range=config.min_q_range,
         value_scale=config.gumbel_value_scale,
         visit_offset=config.gumbel_visit_offset,
+        parts=inputs.parts,
     )
 
 
@@ -62,8 +63,11 @@ class Workspace:
     memory: Memory
     scores: NDArray[np.float64]
 
-    def __init__(self, shape: NetworkShape, players: int, dtype: type[np.floating]) -> None:
-        self._shape, self._players, self._dtype = shape, players, dtype
+    def __init__(
+        self, shape: NetworkShape, players: int, dtype: type[np.floating], *, actions: int, parts: int = 0
+    ) -> None:
+        """actions: edges of a decision node. parts: of an action, 0 where it is one choice."""
+        self._shape, self._players, self._dtype, self._actions, self._parts = shape, players, dtype, actions, parts
         self._rows, self._nodes = 0, 0
 
     def fit(self, rows: int, nodes: int) -> None:
@@ -72,15 +76,15 @@ class Workspace:
             return
         self._rows, self._nodes = rows, nodes = max(rows, self._rows), max(nodes, self._nodes)
         shape = self._shape
-        edges = nodes * max(shape.actions, shape.codes)
-        self.trees = allocate_trees(rows, nodes, edges, self._players, shape.latent_width, self._dtype)
+        edges = nodes * max(self._actions, shape.codes)
+        self.trees = allocate_trees(rows, nodes, edges, self._players, shape.latent_width, self._dtype, self._parts)
         self.scratch = allocate_scratch(shape, rows, self._dtype)
-        self.scores = np.zeros((rows, shape.actions), np.float64)
+        self.scores = np.zeros((rows, self._actions), np.float64)
         self.memory = Memory(
             group=np.zeros((2, 3, rows), np.int32),
             waiting=np.zeros(2, np.int64),
             gains=np.zeros(self._players, self._dtype),
-            completed=np.zeros(shape.actions, np.float64),
+            completed=np.zeros(self._actions, np.float64),
         )
 
     def begin(self, inputs: SearchInputs, rows: slice) -> None:
@@ -125,6 +129,6 @@ def empty_outputs(batch: int, actions: int, codes: int) -> Outputs:
 
 def empty_trees(inputs: SearchInputs, shape: NetworkShape, players: int, dtype: type[np.floating]) -> SearchTrees:
     """Room for a copy of every tree of a batch."""
-    edges = inputs.nodes * max(shape.actions, shape.codes)
-    arrays = allocate_trees(inputs.batch, inputs.nodes, edges, players, shape.latent, dtype)
-    return SearchTrees(arrays, shape.actions, shape.codes)
+    edges = inputs.nodes * max(inputs.edges, shape.codes)
+    arrays = allocate_trees(inputs.batch, inputs.nodes, edges, players, shape.latent, dtype, inputs.parts)
+    return SearchTrees(arrays, inputs.edges, shape.codes)

@@ -114,7 +114,7 @@ def test_temperature_falls_linearly_and_stays() -> None:
 
 
 def test_unsupported_spaces_are_named() -> None:
-    with pytest.raises(UnsupportedSpace, match=r"Box.*supported is Discrete"):
+    with pytest.raises(UnsupportedSpace, match=r"Box.*expected Discrete or MultiDiscrete"):
         action_count(gym.spaces.Box(-1, 1, (2,)))
     with pytest.raises(UnsupportedSpace, match="'observation' is Text"):
         stored_entries(gym.spaces.Text(5))
