@@ -56,6 +56,14 @@ class ReplayConfig(_Config):
 
     capacity_bytes: int = Field(512 * 1024**2, ge=2**16, description="memory bound of the stored steps, in bytes")
     capacity_steps: int = Field(30_000, ge=8, description="most environment steps kept, all envs together")
+    window_fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="learn from this newest fraction of all experience so far, once that is more than `window_steps`: "
+        "the first, ignorant steps are forgotten soon, later more of them average out the noise; 0: all that is kept",
+    )
+    window_steps: int = Field(30_000, ge=1, description="newest steps that are always learnt from, with a window")
     min_steps: int = Field(2_000, ge=1, description="environment steps before learning starts")
     prioritised: bool = Field(False, description="sample in proportion to |root value − target|^alpha")
     priority_alpha: float = Field(0.6, ge=0, description="exponent α of the priorities")
@@ -64,6 +72,13 @@ class ReplayConfig(_Config):
     td_lambda: float | None = Field(
         None, ge=0, le=1, description="λ of TD(λ) over the same n_step horizon; none takes the n-step return"
     )
+    correct_exploration: bool = Field(
+        False,
+        description="values and returns of the policy that does not explore, from the actions of the one that does: "
+        "the search's value weighs its actions by visits^target_sharpness, and a return fades at an action that policy "
+        "would hardly take (after V-trace and Retrace); false: what was done is what it is worth",
+    )
+    target_sharpness: float = Field(4.0, ge=1, description="exponent on visits of the policy that values are of")
     reanalyse_ratio: float = Field(
         0.0, ge=0, description="stored steps searched anew per step of a batch (MuZero Unplugged)"
     )
@@ -74,6 +89,11 @@ class ReplayConfig(_Config):
         "back to a stored state; batches mix both kinds in this proportion",
     )
     counterfactual_length: int = Field(16, ge=2, description="steps of each second life; the first action is random")
+    counterfactual_hold: int = Field(
+        1,
+        ge=1,
+        description="most steps for which a second life keeps its random first action; how many is drawn uniformly",
+    )
     counterfactual_states: int = Field(
         32, ge=1, description="stored states that second lives begin from, the oldest replaced first"
     )
@@ -149,6 +169,16 @@ class AgentConfig(_Config):
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     training: TrainingConfig = TrainingConfig()
+
+    @model_validator(mode="after")
+    def _known_exploration(self) -> Self:
+        """The correction needs the probability of the action that was taken."""
+        if self.replay.correct_exploration and self.search.root != "puct":
+            raise ValueError(
+                f"replay.correct_exploration needs search.root puct, whose actions are drawn by visits; found "
+                f"{self.search.root}. Set replay.correct_exploration to false"
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

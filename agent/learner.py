@@ -47,6 +47,7 @@ def as_tensors(batch: Batch, decode: Decode, device: torch.device) -> TrainingBa
         reward=tensor(batch.reward),
         policy=tensor(batch.policy),
         value=tensor(batch.value),
+        q=tensor(batch.q),
         state_mask=tensor(batch.state_mask),
         step_mask=tensor(batch.step_mask),
         weight=tensor(batch.weight),

@@ -5,7 +5,7 @@ Legend: S sequences, K unroll, A actions, C chance codes, V atoms, L latent.
 | term                               | target                                                          |
 |------------------------------------|-----------------------------------------------------------------|
 | policy, value at k = 0..K          | search policy and value target of that state                    |
-| Q of the afterstate at k = 0..K−1  | the *same* value target as the state before the action          |
+| Q of the afterstate at k = 0..K−1  | the same value target, unless the action was exploratory (targets) |
 | chance at k = 0..K−1               | one-hot code of (oₖ, oₖ₊₁), detached                             |
 | reward at k = 1..K                 | reward of the action taken at k−1                               |
 | commitment                         | ‖c − cᵉ‖², c detached                                            |
@@ -35,6 +35,7 @@ class TrainingBatch:
     reward: Tensor
     policy: Tensor
     value: Tensor
+    q: Tensor
     state_mask: Tensor
     step_mask: Tensor
     weight: Tensor
@@ -154,11 +155,13 @@ def unroll_losses(
         chance_logits = torch.cat([chance_logits, core.chance_head(later)], 1)
 
     state = core.predict(torch.stack(latents, 1))
-    value_target = two_hot(batch.value, core.atoms)
-    reward_target = two_hot(batch.reward, core.atoms)
+    scalars = torch.cat((batch.value, batch.q, batch.reward), 1)
+    value_target, q_target, reward_target = torch.split(
+        two_hot(scalars, core.atoms), [unroll + 1, unroll, unroll], dim=1
+    )
     policy_loss = _policy_cross_entropy(core, state.policy_logits, batch.policy)
     value_loss = _cross_entropy(state.value_logits, value_target)
-    q_loss = _cross_entropy(q_logits, value_target[:, :-1])
+    q_loss = _cross_entropy(q_logits, q_target)
     reward_loss = _cross_entropy(reward_logits, reward_target)
     chance_loss = _cross_entropy(chance_logits, code_target)
     surprise = _consistency(target or model, batch, latents[1:]) if consistency else torch.zeros_like(reward_loss)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from agent.planner import Planner
 from agent.policy import Observations
 from agent.replay import Replay
-from agent.self_play import SelfPlay
-from agent.spaces import random_choices
+from agent.self_play import SelfPlay, value_of
+from agent.spaces import allowed_choices, random_choices
 
 
 def reanalyse(replay: Replay, planner: Planner, count: int, rng: np.random.Generator) -> None:
@@ -22,7 +22,8 @@ def reanalyse(replay: Replay, planner: Planner, count: int, rng: np.random.Gener
     rows, columns = replay.draw_records(count, rng)
     observations, mask = replay.read(rows, columns)
     result, _ = planner.plan(observations, action_mask=mask)
-    replay.refresh(rows, columns, result.policy_target(planner.model.action_factors), result.root_value)
+    target = result.policy_target(planner.model.action_factors)
+    replay.refresh(rows, columns, target, value_of(result, replay.config))
 
 
 @runtime_checkable
@@ -54,15 +55,17 @@ class SecondLives:
     """Stored moments lived again under other actions, in an environment of their own (agent.md, "Learning").
 
     Prices do not react to a small trader, so the same bars with other positions are also true experience, with exact
-    rewards. Each second life begins with a uniformly random action: positions that the policy has stopped taking are
-    looked at again with the values of today.
+    rewards. Each second life begins with a uniformly random action, kept for some steps (Dabney et al. 2021: what a
+    persistent choice leads to is not found by choosing anew at every step): positions that the policy has stopped
+    taking are looked at again with the values of today.
     """
 
-    def __init__(self, actor: SelfPlay, *, states: int, length: int) -> None:
+    def __init__(self, actor: SelfPlay, *, states: int, length: int, hold: int = 1) -> None:
         """actor: over an environment of its own that offers counterfactuals. states: moments kept. length: steps of a
-        second life."""
+        second life. hold: most steps that its first action is kept."""
         self.actor = actor
         self.length = length
+        self.hold = hold
         self.moments: deque[Moment] = deque(maxlen=states)
         self.steps = 0
 
@@ -78,8 +81,16 @@ class SecondLives:
         actor.env.set_state(moment.state)  # type: ignore[attr-defined]
         actor.observations, actor.mask, actor.finished = moment.observations, moment.mask, moment.finished
         before = actor.env_steps
+        first = random_choices(actor.mask, actor.factors, actor.rng)
+        kept = 1 if self.hold == 1 else int(actor.rng.integers(self.hold)) + 1
         for step in range(self.length):
-            forced = random_choices(actor.mask, actor.factors, actor.rng) if step == 0 else None
+            forced = None
+            if step < kept:
+                forced = first
+                allowed = allowed_choices(first, actor.mask, actor.factors)
+                if not allowed.all():
+                    forced = random_choices(actor.mask, actor.factors, actor.rng)
+                    forced[allowed] = first[allowed]
             replay.add(actor.step(forced))
         replay.cut()
         actor.returns.clear()

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from agent.config import ReplayConfig
 from agent.policy import Observations
-from agent.targets import n_step_returns, reachable, td_lambda_returns
+from agent.targets import corrected_returns, n_step_returns, reachable, td_lambda_returns
 
+_REDRAWS = 32
 _PRIORITY_FLOOR = 1e-3  # nothing is ever so well predicted that it is never looked at again
 
 
@@ -35,6 +36,7 @@ class Record:
     action_mask:   [N, A] allowed actions.
     policy:        [N, A] search policy.
     root_value:    [N] search value.
+    trust:         [N] min(1, π/μ) of the action: how much of what followed counts for the policy that values are of.
     """
 
     observations: Observations
@@ -45,14 +47,16 @@ class Record:
     action_mask: NDArray[np.bool_]
     policy: NDArray[np.float32]
     root_value: NDArray[np.float32]
+    trust: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Batch:
     """S sequences of K+1 states with their targets (agent.md, "Learning").
 
-    observations: entries [S, K+1, ...] as stored. action: [S, K] or [S, K, D]. reward, q_target: [S, K].
-    policy: [S, K+1, A]. value: [S, K+1]. state_mask: [S, K+1] the state exists. step_mask: [S, K] the step does.
+    observations: entries [S, K+1, ...] as stored. action: [S, K] or [S, K, D]. reward: [S, K].
+    policy: [S, K+1, A]. value: [S, K+1], and q: [S, K] of the action taken there, which differs from it where
+    exploration is corrected. state_mask: [S, K+1] the state exists. step_mask: [S, K] the step does.
     weight: [S] importance weights. row, column: [S] where the sequences came from, for priorities.
     age: [S] how many records ago each was made.
     """
@@ -62,6 +66,7 @@ class Batch:
     reward: NDArray[np.float32]
     policy: NDArray[np.float32]
     value: NDArray[np.float32]
+    q: NDArray[np.float32]
     state_mask: NDArray[np.bool_]
     step_mask: NDArray[np.bool_]
     weight: NDArray[np.float32]
@@ -124,6 +129,7 @@ class Replay:
             "action_mask": np.ones((*shape, actions), bool),
             "policy": np.zeros((*shape, actions), np.float32),
             "root_value": np.zeros(shape, np.float32),
+            "trust": np.zeros(shape, np.float32),
             "priority": np.zeros(shape, np.float32),
         }
         self._names = sorted(observations)
@@ -134,6 +140,15 @@ class Replay:
     def size(self) -> int:
         """Columns held."""
         return min(self.added, self.columns)
+
+    @property
+    def window(self) -> int:
+        """Columns learnt from: the newest ones."""
+        config = self.config
+        if config.window_fraction == 0.0:
+            return self.size
+        wanted = max(config.window_steps // self.rows, int(config.window_fraction * self.added), 2)
+        return min(wanted, self.size)
 
     @property
     def steps(self) -> int:
@@ -151,7 +166,7 @@ class Replay:
         for name in self._names:
             self._store[f"observation.{name}"][:, column] = record.observations[name]
         for name in (
-            "action", "reward", "terminated", "has_transition", "action_mask", "policy", "root_value",
+            "action", "reward", "terminated", "has_transition", "action_mask", "policy", "root_value", "trust",
         ):  # fmt: skip
             self._store[name][:, column] = getattr(record, name)
         # A new record is as urgent as the most urgent known one, so everything is learnt from at least once.
@@ -185,7 +200,13 @@ class Replay:
         values = self._read("root_value", row, where)
         terminated = self._read("terminated", row, where)
         states = unroll + 1
-        if self.config.td_lambda is None:
+        if self.config.correct_exploration:
+            targets, q_targets = corrected_returns(
+                rewards, values, self._read("trust", row, where), has_transition, terminated,
+                discount=self.discount, n_step=self.config.n_step,
+                td_lambda=1.0 if self.config.td_lambda is None else self.config.td_lambda, count=states,
+            )  # fmt: skip
+        elif self.config.td_lambda is None:
             targets = n_step_returns(
                 rewards, values, has_transition, terminated,
                 discount=self.discount, n_step=self.config.n_step, count=states,
@@ -196,6 +217,8 @@ class Replay:
                 discount=self.discount, n_step=self.config.n_step,
                 td_lambda=self.config.td_lambda, count=states,
             )  # fmt: skip
+        if not self.config.correct_exploration:
+            q_targets = targets
         reach = reachable(has_transition[:, :states])
         step_mask = reach[:, :unroll] & has_transition[:, :unroll]
         # The last observation of an episode that terminated is worth nothing and has no policy to learn.
@@ -209,6 +232,7 @@ class Replay:
             reward=rewards[:, :unroll],
             policy=np.where(ended[..., None], 0.0, self._read("policy", row, read)).astype(np.float32),
             value=targets,
+            q=q_targets[:, :unroll],
             state_mask=reach,
             step_mask=step_mask,
             weight=weight,
@@ -222,9 +246,9 @@ class Replay:
         self._store["priority"][batch.row, batch.column] = np.maximum(np.abs(error), _PRIORITY_FLOOR)
 
     def draw_records(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Records to search anew: uniform over what is stored. Returns rows and columns, [count] each."""
+        """Records to search anew: uniform over what is learnt from. Returns rows and columns, [count] each."""
         rows = rng.integers(self.rows, size=count)
-        ages = rng.integers(self.size, size=count)
+        ages = rng.integers(self.window, size=count)
         return rows, (self.added - 1 - ages) % self.columns
 
     def read(self, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> tuple[Observations, NDArray[np.bool_]]:
@@ -265,26 +289,50 @@ class Replay:
         self, count: int, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
         """Rows [S], columns [S, 1] and importance weights [S]. The newest column has no known transition yet."""
-        newest = (self.added - 1) % self.columns
-        priority = self._store["priority"][:, : self.size].astype(np.float64)
-        if self.config.prioritised:
-            mass = priority**self.config.priority_alpha
-            mass[priority == 0.0] = 0.0
-        else:
-            mass = (priority > 0.0).astype(np.float64)
-        mass[:, newest] = 0.0
+        window = self.window
+        oldest = (self.added - window) % self.columns
+        drawn = self._draw_prioritised if self.config.prioritised else self._draw_uniform
+        row, ahead, weight = drawn(count, rng, oldest, window - 1)
+        return row, ((oldest + ahead) % self.columns)[:, None], weight
+
+    def _draw_uniform(
+        self, count: int, rng: np.random.Generator, oldest: int, length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """Rows, columns counted from `oldest`, weights; time does not grow with the memory."""
+        weight = np.ones(count, np.float32)
+        # One draw in each of `count` equal strata: same distribution, less variance.
+        places = self.rows * length
+        flat = ((np.arange(count) + rng.random(count)) * (places / count)).astype(np.int64)
+        row, ahead = np.divmod(np.minimum(flat, places - 1), length)
+        for _ in range(_REDRAWS):
+            last = self._store["priority"][row, (oldest + ahead) % self.columns] == 0.0
+            if not last.any():
+                return row, ahead, weight
+            row[last] = rng.integers(self.rows, size=int(last.sum()))
+            ahead[last] = rng.integers(length, size=int(last.sum()))
+        # Hardly anything was left by a transition (episodes of a step or two): list what was.
+        columns = (oldest + np.arange(length)) % self.columns
+        rows, places_ahead = np.nonzero(self._store["priority"][:, columns])
+        if not len(rows):
+            raise ValueError("sampling needs at least one stored transition; found none")
+        pick = rng.integers(len(rows), size=count)
+        return rows[pick], places_ahead[pick], weight
+
+    def _draw_prioritised(
+        self, count: int, rng: np.random.Generator, oldest: int, length: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+        """The same, in proportion to priority^alpha."""
+        columns = (oldest + np.arange(length)) % self.columns
+        priority = self._store["priority"][:, columns].astype(np.float64)
+        mass = np.where(priority > 0.0, priority**self.config.priority_alpha, 0.0)
         cumulative = np.cumsum(mass.ravel())
         total = cumulative[-1]
         if not total > 0:
             raise ValueError("sampling needs at least one stored transition; found none")
-        # One draw in each of `count` equal strata of the mass: same distribution, less variance.
         points = (np.arange(count) + rng.random(count)) * (total / count)
         points = np.minimum(points, np.nextafter(total, 0.0))  # the product can round up to the total itself
         flat = np.searchsorted(cumulative, points, side="right")
-        row, column = np.divmod(flat, self.size)
-        weight = np.ones(count, np.float32)
-        if self.config.prioritised:
-            probability = mass.ravel()[flat] / total
-            raw = (1.0 / (probability * (mass > 0).sum())) ** self.config.importance_beta
-            weight = (raw / raw.max()).astype(np.float32)
-        return row, column[:, None], weight
+        row, ahead = np.divmod(flat, length)
+        probability = mass.ravel()[flat] / total
+        raw = (1.0 / (probability * (mass > 0).sum())) ** self.config.importance_beta
+        return row, ahead, (raw / raw.max()).astype(np.float32)

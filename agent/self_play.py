@@ -9,11 +9,12 @@ import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.config import AgentConfig
+from agent.config import AgentConfig, ReplayConfig
 from agent.planner import Planner
 from agent.replay import Record
 from agent.search import SearchResult
 from agent.spaces import action_count, action_factors, action_masks, as_observations
+from agent.targets import sharpened
 
 
 def temperature(env_steps: int, config: AgentConfig) -> float:
@@ -36,6 +37,16 @@ def sample_by_visits(
     return np.asarray((cumulative <= points[:, None]).sum(axis=1))
 
 
+def value_of(result: SearchResult, config: ReplayConfig) -> NDArray[np.float32]:
+    """What a search says its roots are worth [N]: the mean return of its simulations, or (correct_exploration) that of
+    a policy near the best action, without what looking at the others has cost."""
+    if not config.correct_exploration or not result.visits.any():
+        return result.root_value
+    shares = sharpened(result.visits, config.target_sharpness)
+    value: NDArray[np.float32] = (shares * result.q_values).sum(axis=1).astype(np.float32)
+    return value
+
+
 class SelfPlay:
     """Steps a vector environment with next-step autoreset (Gymnasium 1.x).
 
@@ -52,6 +63,11 @@ class SelfPlay:
         self.rng = np.random.default_rng(seed)
         self.actions = action_count(env.single_action_space)
         self.factors = action_factors(env.single_action_space)
+        if self.factors and config.replay.correct_exploration:
+            raise ValueError(
+                f"replay.correct_exploration needs actions that are one choice; found parts {self.factors}, of which "
+                f"only samples are searched. Set it to false"
+            )
         self.env_steps = 0
         self.returns: list[float] = []  # of episodes finished since last taken
         self.reset(seed)
@@ -83,7 +99,8 @@ class SelfPlay:
             has_transition=~self.finished,
             action_mask=self.mask,
             policy=result.policy_target(self.factors),
-            root_value=result.root_value,
+            root_value=value_of(result, self.config.replay),
+            trust=self._trust(result, action, forced=forced is not None),
         )
         self.env_steps += int(record.has_transition.sum())
         self.episode_return = np.where(self.finished, 0.0, self.episode_return + np.asarray(reward))
@@ -92,6 +109,17 @@ class SelfPlay:
         self.finished = np.asarray(terminated | truncated, bool)
         self.returns += self.episode_return[self.finished].tolist()
         return record
+
+    def _trust(self, result: SearchResult, action: NDArray[np.int64], *, forced: bool) -> NDArray[np.float32]:
+        """min(1, π/μ) [N] of the actions taken; 1 where nothing is corrected. Forced actions are drawn uniformly."""
+        replay, rows = self.config.replay, np.arange(len(action))
+        warmth = temperature(self.env_steps, self.config)
+        if not replay.correct_exploration or not result.visits.any() or (warmth == 0 and not forced):
+            return np.ones(len(action), np.float32)
+        target = sharpened(result.visits, replay.target_sharpness)[rows, action]
+        behaviour = 1.0 / self.mask.sum(axis=1) if forced else sharpened(result.visits, 1.0 / warmth)[rows, action]
+        trust: NDArray[np.float32] = np.minimum(1.0, target / behaviour).astype(np.float32)
+        return trust
 
     def take_returns(self) -> list[float]:
         """Returns of the episodes finished since the last call."""

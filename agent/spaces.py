@@ -369,6 +369,13 @@ def _is_native(entry: Space) -> bool:
     return floats and len(entry.shape or ()) in (1, 2)
 
 
+def allowed_choices(choice: NDArray[np.int64], mask: NDArray[np.bool_], factors: Factors) -> NDArray[np.bool_]:
+    """Whether the mask [N, A] (or [N, F] of parts) allows each choice [N] (or [N, D]). Returns [N]."""
+    starts = np.cumsum((0, *factors))[:-1] if factors else np.zeros(1, np.int64)
+    places = choice.reshape(len(choice), -1) + starts
+    return np.asarray(np.take_along_axis(mask, places, axis=1).all(axis=1))
+
+
 def random_choices(mask: NDArray[np.bool_], factors: Factors, rng: np.random.Generator) -> NDArray[np.int64]:
     """One allowed choice per row, uniformly: [N] of mask [N, A], or [N, D] of mask [N, F] where there are parts."""
     scores = rng.random(mask.shape) * mask

@@ -89,6 +89,49 @@ def td_lambda_returns(
     return target.astype(np.float32)
 
 
+def corrected_returns(
+    rewards: Floats,
+    root_values: Floats,
+    trust: Floats,
+    has_transition: Flags,
+    terminated: Flags,
+    *,
+    discount: float,
+    n_step: int,
+    td_lambda: float,
+    count: int,
+) -> tuple[Floats, Floats]:
+    """λ-returns of a policy π that does not explore, from the actions of a policy μ that does.
+
+    With ν the search's value under π and ρ = min(1, π/μ) the trust in the action that was taken,
+
+        Q_k = r_k + γ((1−λ) ν_{k+1} + λ G_{k+1})          G_k = ν_k + ρ_k (Q_k − ν_k):
+
+    an exploratory action (ρ near 0) teaches what it is worth itself, and ends the returns of the steps before it.
+    G is V-trace (Espeholt et al. 2018, eq. 1, both truncations at 1), Q is Retrace (Munos et al. 2016). Ends of
+    episodes are as in `n_step_returns`, and with ρ = 1 everywhere G is `td_lambda_returns`.
+
+    trust: [S, M] ρ of the action that left the record. Returns G and Q, [S, count] each.
+    """
+    _require_length(rewards, count + n_step)
+    value: NDArray[np.floating] = root_values[:, n_step : n_step + count].astype(np.float64)
+    q = value
+    for i in reversed(range(n_step)):
+        here, after = slice(i, i + count), slice(i + 1, i + 1 + count)
+        own = root_values[:, here]
+        future = (1.0 - td_lambda) * root_values[:, after] + td_lambda * value
+        q = rewards[:, here] + discount * np.where(terminated[:, here], 0.0, future)
+        value = own + np.where(has_transition[:, here], trust[:, here] * (q - own), 0.0)
+    return value.astype(np.float32), q.astype(np.float32)
+
+
+def sharpened(visits: NDArray[np.int32], exponent: float) -> NDArray[np.float64]:
+    """Probabilities in proportion to visits^exponent. visits: [N, A], at least one in every row. Returns [N, A]."""
+    weights = (visits / visits.max(axis=1, keepdims=True)) ** exponent
+    shares: NDArray[np.float64] = weights / weights.sum(axis=1, keepdims=True)
+    return shares
+
+
 def _require_length(rewards: Floats, needed: int) -> None:
     if rewards.shape[1] < needed:
         raise ValueError(f"targets need {needed} records per sequence; found {rewards.shape[1]}")

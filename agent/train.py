@@ -122,7 +122,7 @@ class Trainer:
         self.validation_planner = Planner(self.model, config.search, decode=decoder(self.validation))
         self.reanalyser = self.planner if self.target is None else Planner(self.target, config.search, decode=decode)
         self.actor = SelfPlay(env, self.planner, config, seed=int(seeds[2]))
-        self.replay = self._make_replay(config.replay.capacity_steps)
+        self.replay = self._make_replay(1.0)
         self.rng = np.random.default_rng(int(seeds[3]))
         self.second_lives: SecondLives | None = None
         if config.replay.counterfactual_ratio:
@@ -135,10 +135,15 @@ class Trainer:
         self._sums: dict[str, float] = {}
         self._count = 0
 
-    def _make_replay(self, capacity_steps: int) -> Replay:
-        env = self.actor.env
+    def _make_replay(self, share: float) -> Replay:
+        """A memory of `share` times the configured steps."""
+        env, replay = self.actor.env, self.config.replay
+        sizes = {
+            "capacity_steps": round(share * replay.capacity_steps),
+            "window_steps": round(share * replay.window_steps),
+        }
         return Replay(
-            self.config.replay.model_copy(update={"capacity_steps": capacity_steps}),
+            replay.model_copy(update=sizes),
             rows=self.config.self_play.num_envs,
             actions=action_count(env.single_action_space),
             observations=stored_entries(env.single_observation_space),
@@ -159,8 +164,9 @@ class Trainer:
             SelfPlay(again, self.planner, self.config, seed=seed),
             states=replay.counterfactual_states,
             length=replay.counterfactual_length,
+            hold=replay.counterfactual_hold,
         )
-        self.second_replay = self._make_replay(round(replay.capacity_steps * replay.counterfactual_ratio))
+        self.second_replay = self._make_replay(replay.counterfactual_ratio)
         self._lives_owed = 0.0
 
     @property

@@ -51,6 +51,7 @@ def filled_replay(config: AgentConfig, rng: np.random.Generator) -> Replay:
                 action_mask=np.ones((ROWS, ACTIONS), bool),
                 policy=np.full((ROWS, ACTIONS), 1.0 / ACTIONS, np.float32),
                 root_value=rng.normal(size=ROWS).astype(np.float32),
+                trust=np.ones(ROWS, np.float32),
             )
         )
     return replay

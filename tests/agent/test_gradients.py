@@ -1,6 +1,7 @@
 """Guard 6: the chance encoder learns from reward, value and policy, and from nothing that would make it lie."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,6 +41,7 @@ def batch() -> TrainingBatch:
         reward=normal(SEQUENCES, UNROLL),
         policy=normal(SEQUENCES, UNROLL + 1, ACTIONS).softmax(-1),
         value=normal(SEQUENCES, UNROLL + 1),
+        q=normal(SEQUENCES, UNROLL),
         state_mask=torch.ones(SEQUENCES, UNROLL + 1, dtype=torch.bool),
         step_mask=torch.ones(SEQUENCES, UNROLL, dtype=torch.bool),
         weight=torch.ones(SEQUENCES),
@@ -91,17 +93,12 @@ def test_masked_steps_change_nothing(model: StochasticMuZero, batch: TrainingBat
     state_mask, step_mask = batch.state_mask.clone(), batch.step_mask.clone()
     state_mask[:, 2:], step_mask[:, 1:] = False, False
 
-    def masked(reward: Tensor, value: Tensor) -> LossTerms:
-        return unroll_losses(
-            model,
-            TrainingBatch(
-                batch.observations, batch.action, reward, batch.policy, value, state_mask, step_mask, batch.weight
-            ),
-        )[0]
+    def masked(**targets: Tensor) -> LossTerms:
+        return unroll_losses(model, replace(batch, state_mask=state_mask, step_mask=step_mask, **targets))[0]
 
-    garbage_reward, garbage_value = batch.reward.clone(), batch.value.clone()
-    garbage_reward[:, 1:], garbage_value[:, 2:] = 40.0, -40.0
-    before, after = masked(batch.reward, batch.value), masked(garbage_reward, garbage_value)
+    garbage_reward, garbage_value, garbage_q = batch.reward.clone(), batch.value.clone(), batch.q.clone()
+    garbage_reward[:, 1:], garbage_value[:, 2:], garbage_q[:, 1:] = 40.0, -40.0, 30.0
+    before, after = masked(), masked(reward=garbage_reward, value=garbage_value, q=garbage_q)
     for name, value in before.items().items():
         assert value.item() == after.items()[name].item(), name
 

@@ -27,6 +27,7 @@ def _last_loss(precision: str) -> float:
                 action_mask=np.ones((4, 3), bool),
                 policy=np.full((4, 3), 1 / 3, np.float32),
                 root_value=np.zeros(4, np.float32),
+                trust=np.ones(4, np.float32),
             )
         )
     torch.manual_seed(0)

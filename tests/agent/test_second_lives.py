@@ -93,6 +93,22 @@ def test_the_real_environments_do_not_notice() -> None:
         np.testing.assert_array_equal(with_lives.step().reward, without.step().reward)
 
 
+def test_the_first_action_is_kept_for_a_while_and_no_longer() -> None:
+    first = _actor(make_vector_env("Regime", 4, seed=5), seed=1)
+    lives = SecondLives(_actor(make_vector_env("Regime", 4, seed=99), seed=2), states=1, length=12, hold=5)
+    lives.remember(first)
+    unchanged = []
+    for _ in range(40):
+        again = Recorder()
+        lives.relive(again)  # type: ignore[arg-type]
+        actions = np.array([record.action for record in again.records])
+        same = (actions == actions[0]).all(axis=1)
+        unchanged.append(int(same.argmin()))
+    # Four rows that choose by themselves hardly ever all repeat the first action.
+    assert set(range(1, 6)) <= set(unchanged)
+    assert np.mean(np.array(unchanged) > 5) < 0.1
+
+
 def test_an_environment_that_cannot_be_set_back_is_refused(tmp_path: Path) -> None:
     class Forgetful(Regimes):
         def train(self, num_envs: int, seed: int) -> AnalyticVectorEnv:

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from agent.config import AgentConfig, NetworkConfig, SelfPlayConfig
+from agent.config import AgentConfig, NetworkConfig, ReplayConfig, SelfPlayConfig
 from agent.evaluation import evaluate
 from agent.networks.model import StochasticMuZero
 from agent.planner import Planner
-from agent.search import SearchConfig
-from agent.self_play import SelfPlay, sample_by_visits, temperature
-from agent.spaces import UnsupportedSpace, action_count, action_masks, stored_entries
+from agent.search import SearchConfig, SearchResult
+from agent.self_play import SelfPlay, sample_by_visits, temperature, value_of
+from agent.spaces import UnsupportedSpace, action_count, action_masks, allowed_choices, stored_entries
 
 CONFIG = AgentConfig(
     network=NetworkConfig(width=8, encoder_width=8, latent=8, hidden=8, codes=2, support_atoms=11),
@@ -108,6 +108,33 @@ def test_an_action_without_visits_is_never_drawn() -> None:
     assert (sample_by_visits(visits, 1.0, np.random.default_rng(0)) == 1).all()
 
 
+def test_values_are_of_a_policy_near_the_best_action_and_trust_says_how_near_the_taken_one_was(
+    planner: Planner,
+) -> None:
+    replay = ReplayConfig(correct_exploration=True, target_sharpness=2.0)
+    config = CONFIG.model_copy(update={"replay": replay})
+    play = SelfPlay(_vector((5, 5), terminates=True), planner, config, seed=0)
+    play.mask = np.ones((2, 2), bool)
+    visits = np.array([[1, 3], [2, 2]], np.int32)
+    q = np.array([[-6.0, 4.0], [1.0, 2.0]], np.float32)
+    result = SearchResult(
+        visits=visits, action_weights=visits / 4, action=visits.argmax(1), q_values=q,
+        root_value=np.zeros(2, np.float32), depth=np.ones(2, np.int32), chance_probabilities=np.zeros((2, 2, 2)),
+    )  # fmt: skip
+    np.testing.assert_allclose(value_of(result, replay), [0.1 * -6 + 0.9 * 4, 1.5], rtol=1e-6)
+    taken = play._trust(result, np.array([0, 0]), forced=False)
+    np.testing.assert_allclose(taken, [0.1 / 0.25, 1.0], rtol=1e-6)
+    assert play._trust(result, np.array([1, 1]), forced=False).tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(play._trust(result, np.array([0, 1]), forced=True), [0.1 / 0.5, 1.0], rtol=1e-6)
+    plain = ReplayConfig()
+    assert value_of(result, plain) is result.root_value
+
+
+def test_the_correction_needs_the_probability_of_what_was_done() -> None:
+    with pytest.raises(ValueError, match=r"correct_exploration needs search\.root puct"):
+        AgentConfig(replay=ReplayConfig(correct_exploration=True), search=SearchConfig(root="gumbel"))
+
+
 def test_temperature_falls_linearly_and_stays() -> None:
     config = AgentConfig(self_play=SelfPlayConfig(temperature=1.0, temperature_final=0.5, temperature_steps=100))
     assert [temperature(step, config) for step in (0, 50, 100, 500)] == [1.0, 0.75, 0.5, 0.5]
@@ -123,3 +150,11 @@ def test_unsupported_spaces_are_named() -> None:
 def test_a_mask_that_forbids_everything_is_refused() -> None:
     with pytest.raises(ValueError, match="environment 1 forbids all 2 actions"):
         action_masks({"action_mask": np.array([[True, False], [False, False]])}, 2, 2)
+
+
+def test_choices_are_checked_against_the_mask_part_by_part() -> None:
+    mask = np.array([[True, False, True, True, False], [True, True, False, True, True]])
+    assert allowed_choices(np.array([2, 2]), mask, ()).tolist() == [True, False]
+    parts = np.array([[0, 1], [1, 0]])  # parts of two and three categories
+    assert allowed_choices(parts, mask, (2, 3)).tolist() == [True, False]
+    assert allowed_choices(np.array([[1, 1], [1, 2]]), mask, (2, 3)).tolist() == [False, True]

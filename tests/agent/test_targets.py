@@ -5,7 +5,7 @@ import pytest
 
 from agent.config import ReplayConfig
 from agent.replay import Record, Replay
-from agent.targets import n_step_returns, reachable, td_lambda_returns
+from agent.targets import corrected_returns, n_step_returns, reachable, sharpened, td_lambda_returns
 
 REWARDS = np.array([1, 2, 3, 4, 5, 6, 7, 0], np.float32)
 VALUES = np.array([10, 20, 30, 40, 50, 60, 70, 80], np.float32)
@@ -18,8 +18,7 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([array, np.zeros(length - len(array), array.dtype)])[None]
 
 
-def _episode(*, terminates: bool) -> dict[str, np.ndarray]:
-    length = 8 + 3
+def _episode(*, terminates: bool, length: int = 8 + 3) -> dict[str, np.ndarray]:
     has_transition = np.zeros(length, bool)
     has_transition[:7] = True
     terminated = np.zeros(length, bool)
@@ -91,6 +90,7 @@ def _replay_with_episode(*, terminates: bool) -> Replay:
                 action_mask=np.ones((1, 2), bool),
                 policy=np.array([[0.25, 0.75]], np.float32),
                 root_value=np.array([VALUES[t]] if t < 8 else [999.0], np.float32),
+                trust=np.ones(1, np.float32),
             )
         )
     return replay
@@ -136,6 +136,7 @@ def test_nothing_is_read_past_the_newest_record() -> None:
                 action_mask=np.ones((1, 1), bool),
                 policy=np.ones((1, 1), np.float32),
                 root_value=np.array([100.0 + t], np.float32),
+                trust=np.ones(1, np.float32),
             )
         )
     batch = replay.sample(200, 2, np.random.default_rng(1))
@@ -145,3 +146,62 @@ def test_nothing_is_read_past_the_newest_record() -> None:
     ahead = np.minimum(3, 39 - start)
     np.testing.assert_allclose(batch.value[:, 0], ahead + 100 + start + ahead)
     np.testing.assert_array_equal(batch.age, 39 - start)
+
+
+# --- corrected for exploration ---------------------------------------------------------------------------------------
+
+TRUST = [1.0, 0.5, 0.0, 1.0, 0.25, 1.0, 1.0, 1.0]
+
+
+def _by_hand(*, terminates: bool) -> tuple[list[float], list[float]]:
+    """V-trace and Retrace of the seven steps, from the last one back, with λ = 1 and a horizon beyond the end."""
+    value, q = [0.0] * 8, [0.0] * 8
+    value[7] = VALUES[7]
+    for k in reversed(range(7)):
+        after = 0.0 if terminates and k == 6 else value[k + 1]
+        q[k] = REWARDS[k] + 0.5 * after
+        value[k] = VALUES[k] + TRUST[k] * (q[k] - VALUES[k])
+    return value[:7], q[:7]
+
+
+@pytest.mark.parametrize("terminates", [True, False])
+def test_corrected_returns_by_hand(terminates: bool) -> None:
+    trust = np.zeros((1, 20), np.float32)
+    trust[0, :8] = TRUST
+    value, q = corrected_returns(
+        **_episode(terminates=terminates, length=20), trust=trust, discount=0.5, n_step=8, td_lambda=1.0, count=8
+    )
+    expected_value, expected_q = _by_hand(terminates=terminates)
+    np.testing.assert_allclose(value[0, :7], expected_value, rtol=1e-6)
+    np.testing.assert_allclose(q[0, :7], expected_q, rtol=1e-6)
+
+
+@pytest.mark.parametrize("td_lambda", [0.0, 0.6, 1.0])
+def test_with_full_trust_nothing_is_corrected(td_lambda: float) -> None:
+    episode = _episode(terminates=False, length=20)
+    value, q = corrected_returns(
+        **episode, trust=np.ones((1, 20), np.float32), discount=0.5, n_step=3, td_lambda=td_lambda, count=8
+    )
+    expected = td_lambda_returns(**episode, discount=0.5, n_step=3, td_lambda=td_lambda, count=8)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(q[:, :7], expected[:, :7], rtol=1e-6)
+
+
+def test_an_exploratory_action_hides_what_came_of_it_from_the_steps_before() -> None:
+    """Rewards after a distrusted action change its own Q, and the value of nothing before it."""
+    episode = _episode(terminates=False, length=20)
+    trust = np.ones((1, 20), np.float32)
+    trust[0, 3] = 0.0
+    options = {"discount": 0.5, "n_step": 8, "td_lambda": 1.0, "count": 8}
+    value, q = corrected_returns(**episode, trust=trust, **options)
+    episode["rewards"] = episode["rewards"].copy()
+    episode["rewards"][0, 3:] += 5.0
+    richer_value, richer_q = corrected_returns(**episode, trust=trust, **options)
+    np.testing.assert_array_equal(value[0, :4], richer_value[0, :4])
+    np.testing.assert_array_equal(q[0, :3], richer_q[0, :3])
+    assert richer_q[0, 3] > q[0, 3] + 5.0
+
+
+def test_sharpened_visits() -> None:
+    np.testing.assert_allclose(sharpened(np.array([[1, 2, 0]], np.int32), 2.0), [[0.2, 0.8, 0.0]])
+    np.testing.assert_allclose(sharpened(np.array([[3, 1, 4]], np.int32), 1.0), [[3 / 8, 1 / 8, 4 / 8]])
