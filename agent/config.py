@@ -119,6 +119,12 @@ class LearnerConfig(_Config):
         ge=0,
         description="β, weight of the commitment loss; at 0.25 it freezes the first codes before they mean anything",
     )
+    encoder_delay: int = Field(
+        0,
+        ge=0,
+        description="updates before the chance encoder begins to learn. The first gradients of all only fit the mean "
+        "reward and would pull every pair to one code; where that happens (2048), some hundred updates prevent it",
+    )
     consistency_weight: float = Field(
         0.0,
         ge=0,

@@ -99,6 +99,9 @@ class Learner:
         self.optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self._scaler.unscale_(self.optimiser)
+        if self.updates < self.config.encoder_delay:
+            for parameter in self.model.encoder.parameters():
+                parameter.grad = None
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
         # A float16 gradient that overflows is skipped by the scaler, which then scales less.
         if not bool(torch.isfinite(loss)) or not (self._scaler.is_enabled() or bool(torch.isfinite(norm))):
