@@ -79,6 +79,11 @@ class ReplayConfig(_Config):
         "would hardly take (after V-trace and Retrace); false: what was done is what it is worth",
     )
     target_sharpness: float = Field(4.0, ge=1, description="exponent on visits of the policy that values are of")
+    absorbing: bool = Field(
+        False,
+        description="learn what lies past the end of an episode that terminated: nothing, whatever is done there "
+        "(MuZero App. G). A search that looks past the end needs it most where a whole game is shorter than the search",
+    )
     reanalyse_ratio: float = Field(
         0.0, ge=0, description="stored steps searched anew per step of a batch (MuZero Unplugged)"
     )

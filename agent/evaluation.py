@@ -8,13 +8,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agent.planner import Planner
-from agent.spaces import action_count, action_factors, action_masks, as_observations
+from agent.spaces import (
+    action_count,
+    action_factors,
+    action_masks,
+    as_observations,
+    as_seen_first,
+    player_count,
+)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """returns: [E] sum of rewards of each episode. lengths: [E] steps. action_share: [A] how often each action (each
-    category of each part, where an action has parts).
+    """returns: [E] sum of rewards of each episode, for the player who moved first where players take turns. lengths:
+    [E] steps. action_share: [A] how often each action (each category of each part, where an action has parts).
     action_changes: share of steps whose action is not the one before (in a market: trades). calibration: of the root
     values, None where no step has enough future to tell."""
 
@@ -57,17 +64,23 @@ def calibrate(
     lengths: NDArray[np.int64],
     terminated: NDArray[np.bool_],
     discount: float,
+    players: int = 1,
 ) -> Calibration | None:
     """Compare values [T, E] with the discounted sums of the rewards [T, E] that followed.
 
     lengths: [E] steps of each episode. terminated: [E] it ended for good; where the end is only the end of the data,
-    steps count whose missing rest weighs less than 5%.
+    steps count whose missing rest weighs less than 5%. players: who take turns; a value and a reward are of the one who
+    moves and count against the others.
     """
-    future = np.zeros(values.shape[1])
     returns = np.zeros_like(values)
-    for t in reversed(range(len(values))):
-        future = np.where(t < lengths, rewards[t] + discount * future, 0.0)
-        returns[t] = future
+    for seat in range(players):
+        mine = np.arange(len(values)) % players == seat
+        future = np.zeros(values.shape[1])
+        for t in reversed(range(len(values))):
+            reward = rewards[t] if mine[t] else -rewards[t]
+            future = np.where(t < lengths, reward + discount * future, 0.0)
+            if mine[t]:
+                returns[t] = future
     left = lengths[None] - np.arange(len(values))[:, None]
     complete = (left > 0) & (terminated[None] | (discount**left < _NEGLIGIBLE))
     if not complete.any():
@@ -102,6 +115,7 @@ def evaluate(
     returns = np.zeros(rows)
     lengths = np.zeros(rows, dtype=np.int64)
     counts = np.zeros(actions, dtype=np.int64)
+    players = player_count(env)
     running = np.ones(rows, dtype=bool)
     ended = np.zeros(rows, dtype=bool)
     changes, before = 0, np.full((rows, max(1, len(factors))), -1)
@@ -115,7 +129,7 @@ def evaluate(
         action = result.chosen(result.action)
         observation, reward, terminated, truncated, infos = env.step(action)
         action = action.reshape(rows, -1)
-        returns += np.where(running, np.asarray(reward, np.float64), 0.0)
+        returns += np.where(running, as_seen_first(reward, lengths, players), 0.0)
         lengths += running
         counts += np.bincount((starts + action)[running].ravel(), minlength=actions)
         changes += int((running & (before[:, 0] >= 0) & (action != before).any(axis=1)).sum())
@@ -133,7 +147,7 @@ def evaluate(
                 action_changes=changes / max(1, int(lengths.sum()) - rows),
                 calibration=None
                 if discount is None
-                else calibrate(np.array(values), np.array(rewards), lengths, ended, discount),
+                else calibrate(np.array(values), np.array(rewards), lengths, ended, discount, players),
             )
     raise RuntimeError(
         f"evaluation: {int(running.sum())} of {rows} episodes still run after {max_steps} steps. "

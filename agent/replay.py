@@ -100,9 +100,10 @@ class Replay:
         observations: Mapping[str, tuple[tuple[int, ...], np.dtype[np.generic]]],
         discount: float,
         action_parts: int = 0,
+        players: int = 1,
     ) -> None:
         """observations: shape and dtype of each entry of one stored observation. action_parts: D, 0 where an action is
-        one choice.
+        one choice. players: who take turns, one record each.
 
         Raises ValueError when the byte bound leaves no room for a usable ring.
         """
@@ -119,6 +120,7 @@ class Replay:
         self.rows = rows
         self.columns = columns
         self.discount = discount
+        self.players = players
         self.added = 0  # columns ever written
         shape = (rows, columns)
         self._store: dict[str, NDArray[Any]] = {
@@ -205,17 +207,18 @@ class Replay:
                 rewards, values, self._read("trust", row, where), has_transition, terminated,
                 discount=self.discount, n_step=self.config.n_step,
                 td_lambda=1.0 if self.config.td_lambda is None else self.config.td_lambda, count=states,
+                players=self.players,
             )  # fmt: skip
         elif self.config.td_lambda is None:
             targets = n_step_returns(
                 rewards, values, has_transition, terminated,
-                discount=self.discount, n_step=self.config.n_step, count=states,
+                discount=self.discount, n_step=self.config.n_step, count=states, players=self.players,
             )  # fmt: skip
         else:
             targets = td_lambda_returns(
                 rewards, values, has_transition, terminated,
                 discount=self.discount, n_step=self.config.n_step,
-                td_lambda=self.config.td_lambda, count=states,
+                td_lambda=self.config.td_lambda, count=states, players=self.players,
             )  # fmt: skip
         if not self.config.correct_exploration:
             q_targets = targets
@@ -226,10 +229,23 @@ class Replay:
         ended[:, 1:] = step_mask & terminated[:, :unroll]
         targets[ended] = 0.0
         read = where[:, :states]
+        action, reward = self._read("action", row, read[:, :unroll]), rewards[:, :unroll]
+        if self.config.absorbing:
+            # From the terminal state on, time stands still: it is worth nothing whatever is done there, and what is
+            # done there are the actions of other sequences.
+            over = np.logical_or.accumulate(ended, axis=1)
+            there = np.maximum(over.argmax(axis=1), 1)[:, None]  # index of the terminal state, where there is one
+            read = np.where(over, np.take_along_axis(read, there, axis=1), read)
+            past = over[:, :unroll]
+            ended, reach, step_mask = over, reach | over, step_mask | past
+            targets, q_targets = (np.where(over, np.float32(0.0), target) for target in (targets, q_targets))
+            reward = np.where(past, np.float32(0.0), reward)
+            still = past.reshape(*past.shape, *[1] * (action.ndim - 2))
+            action = np.where(still, action[rng.permutation(len(action))], action)
         return Batch(
             observations={name: self._store[f"observation.{name}"][row[:, None], read] for name in self._names},
-            action=self._read("action", row, read[:, :unroll]),
-            reward=rewards[:, :unroll],
+            action=action,
+            reward=reward,
             policy=np.where(ended[..., None], 0.0, self._read("policy", row, read)).astype(np.float32),
             value=targets,
             q=q_targets[:, :unroll],

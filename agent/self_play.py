@@ -13,7 +13,14 @@ from agent.config import AgentConfig, ReplayConfig
 from agent.planner import Planner
 from agent.replay import Record
 from agent.search import SearchResult
-from agent.spaces import action_count, action_factors, action_masks, as_observations
+from agent.spaces import (
+    action_count,
+    action_factors,
+    action_masks,
+    as_observations,
+    as_seen_first,
+    player_count,
+)
 from agent.targets import sharpened
 
 
@@ -68,8 +75,9 @@ class SelfPlay:
                 f"replay.correct_exploration needs actions that are one choice; found parts {self.factors}, of which "
                 f"only samples are searched. Set it to false"
             )
+        self.players = player_count(env)
         self.env_steps = 0
-        self.returns: list[float] = []  # of episodes finished since last taken
+        self.returns: list[float] = []  # of episodes finished since last taken, for the player who moved first
         self.reset(seed)
 
     def reset(self, seed: int) -> None:
@@ -80,6 +88,7 @@ class SelfPlay:
         self.mask = action_masks(infos, rows, self.actions)
         self.finished = np.zeros(rows, dtype=bool)
         self.episode_return = np.zeros(rows, dtype=np.float64)
+        self.episode_step = np.zeros(rows, dtype=np.int64)
 
     def step(self, forced: NDArray[np.int64] | None = None) -> Record:
         """Search, act, and return what happened as one record per row.
@@ -103,7 +112,9 @@ class SelfPlay:
             trust=self._trust(result, action, forced=forced is not None),
         )
         self.env_steps += int(record.has_transition.sum())
-        self.episode_return = np.where(self.finished, 0.0, self.episode_return + np.asarray(reward))
+        gain = as_seen_first(reward, self.episode_step, self.players)
+        self.episode_return = np.where(self.finished, 0.0, self.episode_return + gain)
+        self.episode_step = np.where(self.finished, 0, self.episode_step + 1)
         self.observations = as_observations(observation)
         self.mask = action_masks(infos, rows, self.actions)
         self.finished = np.asarray(terminated | truncated, bool)

@@ -385,3 +385,34 @@ def random_choices(mask: NDArray[np.bool_], factors: Factors, rng: np.random.Gen
     ends = np.cumsum(factors)
     parts = [scores[:, end - n : end].argmax(axis=1) for end, n in zip(ends, factors, strict=True)]
     return np.stack(parts, axis=1)
+
+
+# --- players ----------------------------------------------------------------------------------------------------
+
+
+def player_count(env: gym.vector.VectorEnv[Any, Any, Any]) -> int:
+    """How many players take turns in an environment, one step each: its attribute `players`, 1 where it has none."""
+    inner = env.unwrapped
+    own = getattr(inner, "players", None)
+    if own is None and isinstance(inner, gym.vector.SyncVectorEnv | gym.vector.AsyncVectorEnv):
+        try:
+            own = inner.get_attr("players")[0]
+        except AttributeError:
+            own = None
+    return 1 if own is None else int(own)
+
+
+def require_players(env: gym.vector.VectorEnv[Any, Any, Any], expected: int) -> None:
+    """Raise ValueError when an environment has another number of players than the search reckons with."""
+    found = player_count(env)
+    if found != expected:
+        raise ValueError(
+            f"search.players {expected}: this environment is played by {found}, taking turns. Set search.players to "
+            f"{found}; an environment says how many it has by an attribute `players`"
+        )
+
+
+def as_seen_first(rewards: NDArray[Any], step: NDArray[np.int64], players: int) -> NDArray[np.float64]:
+    """Rewards [N] for whoever acted, as the player who moved first sees them. step: [N] steps since the start."""
+    seen = np.asarray(rewards, np.float64)
+    return seen if players == 1 else np.where(step % players == 0, seen, -seen)

@@ -5,6 +5,10 @@ Legend: S sampled sequences, M stored records read from each start, K unroll.
 A record is one visited observation: its search value, and the reward and flags of the transition that *left* it.
 An episode's last observation is a record without a transition. So is the newest record of an episode that is still
 being played: what comes after it is not known yet, and it serves as the bootstrap.
+
+Where several players take turns, one record each, a reward belongs to the player who acted and a root value to the
+player to move, and both count against every other player, as in the search. A target is what the player to move at its
+record sees: the record i steps on is that player's own where i is a multiple of `players`.
 """
 
 import numpy as np
@@ -33,12 +37,13 @@ def n_step_returns(
     discount: float,
     n_step: int,
     count: int,
+    players: int = 1,
 ) -> Floats:
     """Bootstrapped n-step returns of the first `count` records, MuZero eq. (5).
 
-    z_k = Σ_{i<n} γ^i r_{k+i} + γ^n ν_{k+n}. A sum that meets the end of its episode stops there: it bootstraps from
-    the last observation's value if the episode was truncated (the end of the data is not bankruptcy), and from
-    nothing if it terminated.
+    z_k = Σ_{i<n} γ^i ±r_{k+i} ± γ^n ν_{k+n}, minus where record k+i is another player's. A sum
+    that meets the end of its episode stops there: it bootstraps from the last observation's value if the episode was
+    truncated (the end of the data is not bankruptcy), and from nothing if it terminated.
 
     rewards:        [S, M] reward received on *leaving* the record.
     root_values:    [S, M] search value at the record.
@@ -52,13 +57,15 @@ def n_step_returns(
     running = np.ones_like(target, dtype=bool)
     for i in range(n_step):
         here = slice(i, i + count)
+        seen = weight if i % players == 0 else -weight
         stopped = running & ~has_transition[:, here]
-        target += np.where(stopped, weight * root_values[:, here], 0.0)
+        target += np.where(stopped, seen * root_values[:, here], 0.0)
         running &= has_transition[:, here]
-        target += np.where(running, weight * rewards[:, here], 0.0)
+        target += np.where(running, seen * rewards[:, here], 0.0)
         weight *= discount
         running &= ~terminated[:, here]
-    target += np.where(running, weight * root_values[:, n_step : n_step + count], 0.0)
+    seen = weight if n_step % players == 0 else -weight
+    target += np.where(running, seen * root_values[:, n_step : n_step + count], 0.0)
     return target.astype(np.float32)
 
 
@@ -72,6 +79,7 @@ def td_lambda_returns(
     n_step: int,
     td_lambda: float,
     count: int,
+    players: int = 1,
 ) -> Floats:
     """λ-returns over a horizon of n steps (Sutton & Barto 2018, eq. 12.18), with the same ends as `n_step_returns`.
 
@@ -79,14 +87,20 @@ def td_lambda_returns(
     Shapes as in `n_step_returns`.
     """
     _require_length(rewards, count + n_step)
-    target = root_values[:, n_step : n_step + count].astype(np.float64)
+    # One return per seat: seat 0 moves at the record, seat j moves j records later. Seat j here is seat j − 1 there.
+    signs = [1.0] + [-1.0] * (players - 1)
+    target = [sign * root_values[:, n_step : n_step + count].astype(np.float64) for sign in signs]
     for i in reversed(range(n_step)):
         here, after = slice(i, i + count), slice(i + 1, i + 1 + count)
-        # At the horizon (i = n−1) `target` is ν of the next record, so the mixture is that value itself.
-        future = (1.0 - td_lambda) * root_values[:, after] + td_lambda * target
-        future = np.where(terminated[:, here], 0.0, future)
-        target = np.where(has_transition[:, here], rewards[:, here] + discount * future, root_values[:, here])
-    return target.astype(np.float32)
+        sooner = []
+        for seat, sign in enumerate(signs):
+            # At the horizon (i = n−1) `target` is ν of the next record, so the mixture is that value itself.
+            future = (1.0 - td_lambda) * signs[seat - 1] * root_values[:, after] + td_lambda * target[seat - 1]
+            future = np.where(terminated[:, here], 0.0, future)
+            own = sign * rewards[:, here] + discount * future
+            sooner.append(np.where(has_transition[:, here], own, sign * root_values[:, here]))
+        target = sooner
+    return target[0].astype(np.float32)
 
 
 def corrected_returns(
@@ -100,6 +114,7 @@ def corrected_returns(
     n_step: int,
     td_lambda: float,
     count: int,
+    players: int = 1,
 ) -> tuple[Floats, Floats]:
     """λ-returns of a policy π that does not explore, from the actions of a policy μ that does.
 
@@ -114,15 +129,22 @@ def corrected_returns(
     trust: [S, M] ρ of the action that left the record. Returns G and Q, [S, count] each.
     """
     _require_length(rewards, count + n_step)
-    value: NDArray[np.floating] = root_values[:, n_step : n_step + count].astype(np.float64)
+    # One return per seat, as in `td_lambda_returns`.
+    signs = [1.0] + [-1.0] * (players - 1)
+    value: list[NDArray[np.floating]] = [
+        sign * root_values[:, n_step : n_step + count].astype(np.float64) for sign in signs
+    ]
     q = value
     for i in reversed(range(n_step)):
         here, after = slice(i, i + count), slice(i + 1, i + 1 + count)
-        own = root_values[:, here]
-        future = (1.0 - td_lambda) * root_values[:, after] + td_lambda * value
-        q = rewards[:, here] + discount * np.where(terminated[:, here], 0.0, future)
-        value = own + np.where(has_transition[:, here], trust[:, here] * (q - own), 0.0)
-    return value.astype(np.float32), q.astype(np.float32)
+        sooner, q = [], []
+        for seat, sign in enumerate(signs):
+            own = sign * root_values[:, here]
+            future = (1.0 - td_lambda) * signs[seat - 1] * root_values[:, after] + td_lambda * value[seat - 1]
+            q.append(sign * rewards[:, here] + discount * np.where(terminated[:, here], 0.0, future))
+            sooner.append(own + np.where(has_transition[:, here], trust[:, here] * (q[seat] - own), 0.0))
+        value = sooner
+    return value[0].astype(np.float32), q[0].astype(np.float32)
 
 
 def sharpened(visits: NDArray[np.int32], exponent: float) -> NDArray[np.float64]:

@@ -41,7 +41,7 @@ from agent.policy import Observations
 from agent.reanalyse import Moment, Resumable, SecondLives, offers_counterfactuals, reanalyse
 from agent.replay import Batch, Replay, concatenate
 from agent.self_play import SelfPlay
-from agent.spaces import action_count, action_factors, as_observations, stored_entries
+from agent.spaces import action_count, action_factors, as_observations, require_players, stored_entries
 
 VectorEnv = gym.vector.VectorEnv[Any, Any, Any]
 
@@ -100,6 +100,7 @@ class Trainer:
         self.console = Console(stderr=True)
         seeds = np.random.SeedSequence(settings.seed).generate_state(5)
         env = envs.train(config.self_play.num_envs, int(seeds[0]))
+        require_players(env, config.search.players)
         self.validation = envs.validation(config.training.evaluation_episodes, int(seeds[1]))
         self.validation_seed = int(seeds[1])
         self.reset_seed = int(seeds[0])
@@ -149,6 +150,7 @@ class Trainer:
             observations=stored_entries(env.single_observation_space),
             discount=self.config.discount,
             action_parts=len(self.actor.factors),
+            players=self.config.search.players,
         )
 
     def _prepare_second_lives(self, env_seed: int, seed: int) -> None:
@@ -206,6 +208,7 @@ class Trainer:
             self.actor.mask = arrays["actor.mask"].astype(bool)
             self.actor.finished = arrays["actor.finished"].astype(bool)
             self.actor.episode_return = arrays["actor.episode_return"].astype(np.float64)
+            self.actor.episode_step = arrays["actor.episode_step"].astype(np.int64)
         else:
             self.actor.reset(state["reset_seed"])
         self.actor.returns = [float(value) for value in state["returns"]]
@@ -416,6 +419,7 @@ class Trainer:
                 "actor.mask": self.actor.mask,
                 "actor.finished": self.actor.finished,
                 "actor.episode_return": self.actor.episode_return,
+                "actor.episode_step": self.actor.episode_step,
             }
         else:
             # An environment that cannot say where it stands starts anew here, in this run as in a resumed one.

@@ -5,7 +5,7 @@
 
 import gymnasium as gym
 
-for _id, _entry in {"2048": "twenty48:Twenty48"}.items():
+for _id, _entry in {"2048": "twenty48:Twenty48", "TicTacToe": "tictactoe:TicTacToe"}.items():
     gym.register(
         f"smu0/{_id}-v0",
         entry_point=f"benchmarks.games.{_entry}Env",

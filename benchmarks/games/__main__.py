@@ -51,7 +51,10 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(result))
         return
     print(f"{given.game}: {result['score']:.3f} ± {result['standard_error']:.3f} with search, ", end="")
-    print(f"{result['prior_score']:.3f} by the prior; {result['env_steps']:,} steps, {result['updates']:,} updates, ", end="")
+    print(
+        f"{result['prior_score']:.3f} by the prior; {result['env_steps']:,} steps, {result['updates']:,} updates, ",
+        end="",
+    )
     print(f"{result['cpu_seconds']:.0f} s of the processor, {result['seconds']:.0f} s; codes {result['codes']:.1f}")
 
 

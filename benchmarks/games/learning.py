@@ -69,6 +69,40 @@ SETTINGS = {
             },
         },
     ),
+    # Self-play of both players, measured by playing against a perfect opponent, as first and second player in turn.
+    "tictactoe": GameSetting(
+        "smu0/TicTacToe-v0",
+        {
+            "discount": 1.0,
+            "network": {
+                "width": 128,
+                "depth": 2,
+                "encoder_width": 16,
+                "latent": 64,
+                "hidden": 128,
+                "codes": 1,
+                "support_limit": 1.0,
+                "support_atoms": 11,
+            },
+            "search": {"simulations": 50, "threads": 1, "players": 2, "dirichlet_alpha": 0.5},
+            "self_play": {"num_envs": 64},
+            "replay": {"n_step": 9, "capacity_steps": 60_000, "min_steps": 2_000, "absorbing": True},
+            "learner": {
+                "batch_size": 128,
+                "learning_rate": 2e-3,
+                "decay_updates": 6_000,
+                "updates_per_env_step": 0.04,
+            },
+            "training": {
+                "env_steps": 150_000,
+                "evaluate_every": 500,
+                "checkpoint_every": 10_000_000,
+                "evaluation_episodes": 200,
+            },
+        },
+        validation_options={"opponent": "perfect"},
+        final_games=1_000,
+    ),
 }
 
 
@@ -86,7 +120,9 @@ class Games:
 
 
 def _make(name: str, num_envs: int, options: Mapping[str, Any]) -> Any:
-    return gym.make_vec(f"benchmarks.games:{name}", num_envs=num_envs, vectorization_mode="vector_entry_point", **options)
+    return gym.make_vec(
+        f"benchmarks.games:{name}", num_envs=num_envs, vectorization_mode="vector_entry_point", **options
+    )
 
 
 class _Timed(Trainer):

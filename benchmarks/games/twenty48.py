@@ -132,7 +132,9 @@ class Twenty48VectorEnv(VectorGame):
     def _begin(self, rows: NDArray[np.intp]) -> None:
         _begin_rows(rows, self._rows["board"], self._rows["seed"], self._rows["draws"])
 
-    def _play(self, rows: NDArray[np.intp], actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def _play(
+        self, rows: NDArray[np.intp], actions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         rewards, ended = np.empty(len(rows)), np.empty(len(rows), np.bool_)
         _play_rows(rows, actions, self._rows["board"], self._rows["seed"], self._rows["draws"], rewards, ended)
         return rewards, ended

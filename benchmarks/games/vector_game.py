@@ -47,7 +47,9 @@ class VectorGame(gym.vector.VectorEnv[Any, Any, Any], ABC):
         """Set up a new game in these rows."""
 
     @abstractmethod
-    def _play(self, rows: NDArray[np.intp], actions: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def _play(
+        self, rows: NDArray[np.intp], actions: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Make these rows' moves. Returns their rewards, for whoever moved, and whether their game is over."""
 
     @abstractmethod
@@ -119,7 +121,9 @@ class VectorGame(gym.vector.VectorEnv[Any, Any, Any], ABC):
 
     def _draw(self, rows: NDArray[np.intp]) -> NDArray[np.float64]:
         """The next uniform number in (0, 1) of each of these rows."""
-        numbers: NDArray[np.float64] = uniform(self._rows["seed"][rows], DRAWS, self._rows["draws"][rows])
+        numbers: NDArray[np.float64] = uniform(
+            self._rows["seed"][rows], np.full(len(rows), DRAWS), self._rows["draws"][rows]
+        )
         self._rows["draws"][rows] += np.uint64(1)
         return numbers
 

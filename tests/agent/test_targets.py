@@ -205,3 +205,35 @@ def test_an_exploratory_action_hides_what_came_of_it_from_the_steps_before() -> 
 def test_sharpened_visits() -> None:
     np.testing.assert_allclose(sharpened(np.array([[1, 2, 0]], np.int32), 2.0), [[0.2, 0.8, 0.0]])
     np.testing.assert_allclose(sharpened(np.array([[3, 1, 4]], np.int32), 1.0), [[3 / 8, 1 / 8, 4 / 8]])
+
+
+# --- past the end ---------------------------------------------------------------------------------------------------
+
+
+def test_past_a_terminal_state_time_stands_still_where_that_is_asked_for() -> None:
+    replay = _replay_with_episode(terminates=True)
+    replay.config = replay.config.model_copy(update={"absorbing": True})
+    # Sequences of five steps from every stored start; those that pass the end at record 7 stay there.
+    batch = replay.sample(64, 5, np.random.default_rng(0))
+    start = batch.observations["observation"][:, 0, 0]
+    passing = (start >= 2) & (start <= 6)
+    assert passing.any()
+    steps_left = 7 - start[passing].astype(int)
+    for row, left in zip(np.flatnonzero(passing), steps_left, strict=True):
+        assert batch.state_mask[row].all()
+        assert batch.step_mask[row].all()
+        assert (batch.observations["observation"][row, left:, 0] == 7).all()
+        assert (batch.value[row, left:] == 0).all()
+        assert (batch.reward[row, left:] == 0).all()
+        assert (batch.policy[row, left:] == 0).all()
+        np.testing.assert_array_equal(batch.reward[row, :left], REWARDS[7 - left : 7])
+
+
+def test_a_truncated_episode_is_not_absorbed() -> None:
+    replay = _replay_with_episode(terminates=False)
+    replay.config = replay.config.model_copy(update={"absorbing": True})
+    batch = replay.sample(64, 5, np.random.default_rng(0))
+    start = batch.observations["observation"][:, 0, 0]
+    late = (start >= 3) & (start <= 6)
+    assert late.any()
+    assert not batch.step_mask[late].all(axis=1).any()
