@@ -15,7 +15,7 @@ class _Config(BaseModel):
 class NetworkConfig(_Config):
     """Sizes of the model."""
 
-    backbone: Backbone = Field("mlp", description="how a window [T, F] is read")
+    backbone: Backbone = Field("mlp", description="how windows [T, F], images [K, H, W] and lone vectors are read")
     width: int = Field(256, ge=8, description="units of the backbone's layers")
     depth: int = Field(2, ge=1, description="layers (stages, levels) of the backbone")
     encoder_width: int = Field(128, ge=8, description="units of the chance encoder's layers")

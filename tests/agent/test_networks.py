@@ -9,19 +9,24 @@ from torch import nn
 from agent.config import NetworkConfig
 from agent.networks.core import minmax
 from agent.networks.model import StochasticMuZero
-from agent.networks.representation import Backbone, Representation
+from agent.networks.representation import Backbone, ChanceEncoder, Representation
 
 SHAPES = {"window": (16, 3), "account": (4,)}
+KINDS: dict[str, dict[str, tuple[int, ...]]] = {
+    "window and vector": SHAPES,
+    "image and vector": {"picture": (3, 14, 18), "account": (4,)},
+    "vector alone": {"observation": (6,)},
+}
 
 
-def _observations(batch: int) -> dict[str, torch.Tensor]:
+def _observations(batch: int, shapes: dict[str, tuple[int, ...]] = SHAPES) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(batch, *shape, generator=generator) for name, shape in SHAPES.items()}
+    return {name: torch.randn(batch, *shape, generator=generator) for name, shape in shapes.items()}
 
 
-def _representation(backbone: Backbone) -> Representation:
+def _representation(backbone: Backbone, shapes: dict[str, tuple[int, ...]] = SHAPES) -> Representation:
     torch.manual_seed(1)
-    return Representation(SHAPES, backbone=backbone, width=64, depth=2, latent=32)
+    return Representation(shapes, backbone=backbone, width=64, depth=2, latent=32)
 
 
 @pytest.mark.parametrize("backbone", get_args(Backbone))
@@ -32,11 +37,14 @@ def test_latents_fill_the_unit_range(backbone: Backbone) -> None:
     assert float(latent.max()) == pytest.approx(1.0, abs=1e-3)
 
 
+@pytest.mark.parametrize("shapes", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("backbone", get_args(Backbone))
-def test_changing_one_layer_changes_the_output_and_no_other_layer(backbone: Backbone) -> None:
+def test_changing_one_layer_changes_the_output_and_no_other_layer(
+    backbone: Backbone, shapes: dict[str, tuple[int, ...]]
+) -> None:
     """A list of one layer repeated would pass a shape test; here each parameter must be its own and must matter."""
-    representation = _representation(backbone)
-    observations = _observations(4)
+    representation = _representation(backbone, shapes)
+    observations = _observations(4, shapes)
     before = representation(observations).detach().clone()
     names = [name for name, _ in representation.named_parameters()]
     assert len({p.data_ptr() for p in representation.parameters()}) == len(names)
@@ -51,6 +59,36 @@ def test_changing_one_layer_changes_the_output_and_no_other_layer(backbone: Back
         if not name.endswith("in_proj_bias"):
             assert changed, name
     torch.testing.assert_close(representation(observations), before)
+
+
+@pytest.mark.parametrize("shapes", KINDS.values(), ids=KINDS.keys())
+@pytest.mark.parametrize("backbone", get_args(Backbone))
+def test_gradient_reaches_every_parameter_and_every_input(
+    backbone: Backbone, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    representation = _representation(backbone, shapes)
+    observations = {name: entry.requires_grad_() for name, entry in _observations(8, shapes).items()}
+    (representation(observations) - 0.3).square().sum().backward()
+    for name, entry in observations.items():
+        assert entry.grad is not None, name
+        assert bool((entry.grad.abs().sum(0) > 0).all()), name
+    for name, parameter in representation.named_parameters():
+        assert parameter.grad is not None, name
+        assert float(parameter.grad.abs().max()) > 0, name
+
+
+@pytest.mark.parametrize("backbone", get_args(Backbone))
+def test_the_chance_encoder_sees_a_single_changed_number(backbone: Backbone) -> None:
+    for shapes in KINDS.values():
+        torch.manual_seed(1)
+        encoder = ChanceEncoder(shapes, backbone=backbone, width=32, depth=1, codes=4)
+        before = _observations(2, shapes)
+        after = {name: entry.clone() for name, entry in before.items()}
+        unchanged = encoder(before, after).detach()
+        for name, entry in after.items():
+            entry.flatten()[-1] += 1.0
+            assert not torch.equal(encoder(before, after)[-1], unchanged[-1]), name
+            entry.flatten()[-1] -= 1.0
 
 
 @pytest.mark.parametrize("backbone", get_args(Backbone))
