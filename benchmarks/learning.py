@@ -97,14 +97,26 @@ SETTINGS = {
     "cartpole": Setting(
         "CartPole-v1",
         minutes=10,
+        # What `python -m agent train --env CartPole-v1` runs (configs/gymnasium_experiment.py).
         agent={
-            "discount": 0.997,
-            "network": {"support_limit": 500.0, "codes": 4},
-            "search": {"simulations": 24, "min_q_range": 0.0, "dirichlet_fraction": 0.25, "dirichlet_alpha": 0.3},
+            "discount": 0.99,
+            "network": {"support_limit": 110.0, "codes": 8},
+            "search": {"simulations": 16, "min_q_range": 0.0, "dirichlet_fraction": 0.25, "dirichlet_alpha": 0.5},
             "self_play": {"num_envs": 16},
-            "replay": {"n_step": 20, "capacity_steps": 100_000, "counterfactual_ratio": 0.0},
-            "learner": {"learning_rate": 1e-3, "updates_per_env_step": 0.1, "decay_updates": 8000},
-            "training": {"evaluation_episodes": 32},
+            "replay": {
+                "min_steps": 2000,
+                "n_step": 20,
+                "td_lambda": 0.9,
+                "capacity_steps": 50_000,
+                "counterfactual_ratio": 0.0,
+            },
+            "learner": {
+                "learning_rate": 1e-3,
+                "learning_rate_final": 5e-5,
+                "updates_per_env_step": 0.1,
+                "decay_updates": 4500,
+            },
+            "training": {"env_steps": 50_000, "evaluation_episodes": 16},
         },
     ),
 }
