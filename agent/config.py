@@ -145,6 +145,13 @@ class LearnerConfig(_Config):
         description="updates between copies of the weights into the target network, which reanalyse searches with "
         "and consistency compares with; 0: the present weights",
     )
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="decay per update of the running mean of the weights (Polyak & Juditsky 1992), which then acts, is "
+        "evaluated and becomes the best checkpoint; 0: the weights themselves",
+    )
     precision: Literal["float32", "bfloat16", "float16"] = Field(
         "float32",
         description="arithmetic of the forward pass (autocast); weights stay float32, float16 scales its loss",

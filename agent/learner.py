@@ -1,5 +1,6 @@
 """Fits the model to batches from the replay."""
 
+import copy
 import math
 from collections.abc import Callable
 
@@ -62,6 +63,8 @@ class Learner:
         self.config = config
         self.device = device
         self.updates = 0
+        # The mean of many noisy iterates is closer to what they circle around than the last one is.
+        self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.average else None
         self._decode = decode
         self._losses = torch.compile(unroll_losses) if config.compile else unroll_losses
         self._autocast = None if config.precision == "float32" else getattr(torch, config.precision)
@@ -114,6 +117,7 @@ class Learner:
         self._scaler.step(self.optimiser)
         self._scaler.update()
         self.updates += 1
+        self._average()
         usage = predictions.code_usage
         perplexity = torch.exp(-(usage * usage.clamp(min=1e-12).log()).sum())
         diagnostics = {f"loss/{name}": value.item() for name, value in terms.items().items()}
@@ -127,6 +131,21 @@ class Learner:
         }
         error = (predictions.value - training.value[:, 0]).abs().cpu().numpy()
         return diagnostics, error.astype(np.float32)
+
+    @property
+    def acting(self) -> StochasticMuZero:
+        """The model to act with: the running mean, where there is one."""
+        return self.model if self.averaged is None else self.averaged
+
+    def _average(self) -> None:
+        if self.averaged is None:
+            return
+        # A plain mean at first, so that the untrained weights are forgotten at once.
+        decay = min(self.config.average, (self.updates - 1) / self.updates)
+        means: list[torch.Tensor] = list(self.averaged.parameters())
+        weights: list[torch.Tensor] = list(self.model.parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_(means, weights, 1.0 - decay)
 
     def scaler_state(self) -> dict[str, float]:
         """What the loss scaler has found out; empty without one."""

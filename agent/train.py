@@ -119,8 +119,8 @@ class Trainer:
             device=learning_device(config.learner.device),
         )
         self.target = copy.deepcopy(self.model).requires_grad_(False) if config.learner.target_every else None
-        self.planner = Planner(self.model, config.search, decode=decode)
-        self.validation_planner = Planner(self.model, config.search, decode=decoder(self.validation))
+        self.planner = Planner(self.learner.acting, config.search, decode=decode)
+        self.validation_planner = Planner(self.learner.acting, config.search, decode=decoder(self.validation))
         self.reanalyser = self.planner if self.target is None else Planner(self.target, config.search, decode=decode)
         self.actor = SelfPlay(env, self.planner, config, seed=int(seeds[2]))
         self.replay = self._make_replay(1.0)
@@ -190,6 +190,9 @@ class Trainer:
         state = metadata.state
         self._load_optimiser(arrays)
         self.learner.load_scaler_state(state["scaler"])
+        if self.learner.averaged is not None:
+            saved = _under(arrays, "averaged.")
+            self.learner.averaged.load_state_dict({k: torch.from_numpy(array.copy()) for k, array in saved.items()})
         if self.target is not None:
             saved = _under(arrays, "target.")
             self.target.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in saved.items()})
@@ -315,7 +318,7 @@ class Trainer:
             start += len(part.row)
         every = self.config.learner.target_every
         if self.target is not None and self.learner.updates % every == 0:
-            self.target.load_state_dict(self.model.state_dict())
+            self.target.load_state_dict(self.learner.acting.state_dict())
         count = round(self.config.replay.reanalyse_ratio * self.config.learner.batch_size)
         if count:
             if self.target is None or self.learner.updates % every == 0:
@@ -361,7 +364,9 @@ class Trainer:
         best = self.best_score is None or result.score >= self.best_score  # of equals, the one that learnt more
         if best:
             self.best_score = result.score
-            save_checkpoint(self.checkpoints, "best", self.model, self._metadata(result.score, final=True), keep=2)
+            save_checkpoint(
+                self.checkpoints, "best", self.learner.acting, self._metadata(result.score, final=True), keep=2
+            )
         self.console.print(
             f"[dim]{self.seconds:7.1f}s[/] steps {self.actor.env_steps:>8,}  updates {self.learner.updates:>6,}  "
             f"score {result.score:+.4f} ± {result.standard_error:.4f}  loss {row.get('loss/total', float('nan')):.3f}"
@@ -391,6 +396,9 @@ class Trainer:
         arrays: dict[str, NDArray[np.generic]] = {"torch_rng": torch.get_rng_state().numpy()}
         arrays |= {f"replay.{name}": array for name, array in self.replay.get_state().items()}
         arrays |= self._optimiser_arrays()
+        if self.learner.averaged is not None:
+            averaged = self.learner.averaged.state_dict()
+            arrays |= {f"averaged.{name}": value.cpu().numpy() for name, value in averaged.items()}
         if self.target is not None:
             arrays |= {f"target.{name}": value.cpu().numpy() for name, value in self.target.state_dict().items()}
         bookkeeping: dict[str, Any] = {
@@ -438,7 +446,7 @@ class Trainer:
     def _metadata(self, score: float | None, *, final: bool) -> CheckpointMetadata:
         """final: for use, so the meaning of the codes is worked out too."""
         settings = self.settings
-        statistics = settings.code_statistics(self.model) if final and settings.code_statistics else []
+        statistics = settings.code_statistics(self.learner.acting) if final and settings.code_statistics else []
         return CheckpointMetadata(
             code_version=settings.code_version,
             agent=self.config,

@@ -51,7 +51,16 @@ CONFIG: Json = {
         "dirichlet_fraction": 0.5,
     },
     "self_play": {"num_envs": 64},
-    "replay": {"min_steps": 4000, "n_step": 5, "capacity_steps": 30_000, "counterfactual_ratio": 0.5},
+    "replay": {
+        "min_steps": 4000,
+        "n_step": 10,
+        "td_lambda": 0.9,
+        "correct_exploration": True,
+        "capacity_steps": 300_000,
+        "window_fraction": 0.5,
+        "counterfactual_ratio": 0.5,
+        "counterfactual_hold": 8,
+    },
     "learner": {
         "batch_size": 128,
         "learning_rate": 3e-3,
@@ -125,7 +134,10 @@ SETTINGS = {
 VARIANTS: dict[str, Json] = {
     "smu0": {},
     **{f"puct{n}": {"search": {"simulations": n}} for n in (8, 16, 50)},
-    **{f"gumbel{n}": {"search": {"simulations": n, "root": "gumbel"}} for n in (8, 16, 50)},
+    **{
+        f"gumbel{n}": {"search": {"simulations": n, "root": "gumbel"}, "replay": {"correct_exploration": False}}
+        for n in (8, 16, 50)
+    },
     "no_floor": {"search": {"min_q_range": 0.0}},
     "codes1": {"network": {"codes": 1}},
     "codes8": {"network": {"codes": 8}},
@@ -135,6 +147,10 @@ VARIANTS: dict[str, Json] = {
     "consistency": {"learner": {"consistency_weight": 1.0}},
     "prioritised": {"replay": {"prioritised": True}},
     "commitment_0.25": {"learner": {"commitment_weight": 0.25}},
+    "hold1": {"replay": {"counterfactual_hold": 1}},
+    "uncorrected": {"replay": {"correct_exploration": False}},
+    "short_memory": {"replay": {"window_fraction": 0.0, "capacity_steps": 30_000}},
+    "averaged": {"learner": {"average": 0.99}},
     "little_noise": {"search": {"dirichlet_fraction": 0.25, "dirichlet_alpha": 0.3}},
 }
 PEERS = ("ppo", "dqn")
@@ -199,7 +215,7 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
         trainer = Trainer(config, envs, settings)
         trainer.run()
         rows = [json.loads(line) for line in (Path(directory) / "metrics.jsonl").read_text().splitlines()]
-    planner = Planner(trainer.model, config.search)
+    planner = Planner(trainer.learner.acting, config.search)
     curve = [
         {"env_steps": row["env_steps"], "seconds": row["seconds"], "score": row["score"], "prior": row["prior_score"]}
         for row in rows
