@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agent.checkpoint import load_policy
 from agent.config import AgentConfig, LearnerConfig, NetworkConfig, ReplayConfig, SelfPlayConfig, TrainingConfig
 from agent.networks.model import StochasticMuZero
 from agent.planner import Planner
@@ -23,10 +24,11 @@ CONFIG = AgentConfig(
     self_play=SelfPlayConfig(num_envs=4),
     replay=ReplayConfig(
         min_steps=40, capacity_steps=400, counterfactual_ratio=0.5, counterfactual_length=6, counterfactual_states=3,
-        reanalyse_ratio=0.25,
+        reanalyse_ratio=0.25, correct_exploration=True, window_fraction=0.5, window_steps=100, counterfactual_hold=3,
     ),
     learner=LearnerConfig(
-        batch_size=16, unroll=3, updates_per_env_step=0.1, threads=1, target_every=7, consistency_weight=0.5
+        batch_size=16, unroll=3, updates_per_env_step=0.1, threads=1, target_every=7, consistency_weight=0.5,
+        average=0.9,
     ),
     training=TrainingConfig(env_steps=400, evaluate_every=10, checkpoint_every=10, evaluation_episodes=2),
 )  # fmt: skip
@@ -147,6 +149,34 @@ def _run(directory: Path, stop_at: int | None = None, monkeypatch: pytest.Monkey
 def _curve(directory: Path) -> list[dict[str, Any]]:
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith(("seconds", "speed/"))} for row in rows]
+
+
+def test_the_mean_of_the_weights_acts(tmp_path: Path) -> None:
+    """While few updates are made it is the plain mean of the iterates; and it is what the best checkpoint holds."""
+    replay = CONFIG.replay.model_copy(update={"counterfactual_ratio": 0.0})
+    learner = CONFIG.learner.model_copy(update={"average": 0.999})
+    training = CONFIG.training.model_copy(update={"env_steps": 160, "evaluate_every": 1})
+    config = CONFIG.model_copy(update={"replay": replay, "learner": learner, "training": training})
+    trainer = Trainer(config, Regimes(), RunSettings(directory=tmp_path, seed=3, code_version="test"))
+    iterates: list[np.ndarray] = []
+    update = trainer.learner.update
+
+    def kept(*arguments: Any) -> Any:
+        result = update(*arguments)
+        iterates.append(trainer.model.core.code_embedding.detach().numpy().copy())
+        return result
+
+    trainer.learner.update = kept  # type: ignore[method-assign]
+    trainer.run()
+    assert len(iterates) > 5
+    acting = trainer.learner.acting
+    assert acting is not trainer.model
+    np.testing.assert_allclose(acting.core.code_embedding.numpy(), np.mean(iterates, axis=0), atol=1e-6)
+    assert trainer.planner.model is acting
+    saved = load_policy(tmp_path / "checkpoints" / "best").model.core.code_embedding.detach().numpy()
+    means = np.cumsum(iterates, axis=0) / np.arange(1, len(iterates) + 1)[:, None, None]
+    assert np.abs(means - saved).max(axis=(1, 2)).min() < 1e-6
+    assert np.abs(np.array(iterates)[1:] - saved).max(axis=(1, 2)).min() > 1e-5
 
 
 def test_target_network_second_lives_and_consistency_resume_on_the_same_curve(
