@@ -64,11 +64,12 @@ CONFIG: Json = {
     "learner": {
         "batch_size": 128,
         "learning_rate": 3e-3,
-        "decay_updates": 7000,
+        "decay_updates": 5000,
         "updates_per_env_step": 0.04,
+        "average": 0.99,
     },
     "training": {
-        "env_steps": 200_000,
+        "env_steps": 130_000,
         "evaluate_every": 500,
         "checkpoint_every": 1_000_000,  # runs here are not resumed
         "evaluation_episodes": EVALUATION_EPISODES,
@@ -78,12 +79,14 @@ CONFIG: Json = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem. market: class in market_env.analytic, or a Gymnasium id. minutes: of training; agent: what its agent
-    is configured with beside CONFIG, where the problem is no market."""
+    """A problem. market: class in market_env.analytic, or a Gymnasium id. minutes: most of training; length: of the
+    run, times CONFIG's steps and updates; agent: what its agent is configured with beside CONFIG, where the problem is no
+    market."""
 
     market: str
     parameters: Json = field(default_factory=dict)
     minutes: float = 5.0
+    length: float = 1.0
     agent: Json = field(default_factory=dict)
 
     @property
@@ -94,9 +97,9 @@ class Setting:
 
 SETTINGS = {
     "regime_base": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 0.5}),
-    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10),
+    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, length=3.0),
     "regime_dear": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 1.0}, minutes=10),
-    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10),
+    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10, length=3.0),
     "meanreversion": Setting("MeanReversion", minutes=10),
     "momentum": Setting("Momentum", minutes=10),
     "martingale": Setting("Martingale"),
@@ -116,7 +119,9 @@ SETTINGS = {
                 "min_steps": 2000,
                 "n_step": 20,
                 "td_lambda": 0.9,
+                "correct_exploration": False,
                 "capacity_steps": 50_000,
+                "window_fraction": 0.0,
                 "counterfactual_ratio": 0.0,
             },
             "learner": {
@@ -124,6 +129,7 @@ SETTINGS = {
                 "learning_rate_final": 5e-5,
                 "updates_per_env_step": 0.1,
                 "decay_updates": 4500,
+                "average": 0.0,
             },
             "training": {"env_steps": 50_000, "evaluation_episodes": 16},
         },
@@ -150,7 +156,7 @@ VARIANTS: dict[str, Json] = {
     "hold1": {"replay": {"counterfactual_hold": 1}},
     "uncorrected": {"replay": {"correct_exploration": False}},
     "short_memory": {"replay": {"window_fraction": 0.0, "capacity_steps": 30_000}},
-    "averaged": {"learner": {"average": 0.99}},
+    "not_averaged": {"learner": {"average": 0.0}},
     "little_noise": {"search": {"dirichlet_fraction": 0.25, "dirichlet_alpha": 0.3}},
 }
 PEERS = ("ppo", "dqn")
@@ -208,7 +214,11 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
     from agent.planner import Planner
     from agent.train import RunSettings, Trainer
 
-    config = AgentConfig.model_validate(merged(CONFIG, setting.agent, variant))
+    longer = {
+        "training": {"env_steps": round(setting.length * CONFIG["training"]["env_steps"])},
+        "learner": {"decay_updates": round(setting.length * CONFIG["learner"]["decay_updates"])},
+    }
+    config = AgentConfig.model_validate(merged(CONFIG, longer, setting.agent, variant))
     envs = Verification(setting) if setting.is_market else Registered(setting)
     with tempfile.TemporaryDirectory() as directory:
         settings = RunSettings(directory=Path(directory), seed=seed, code_version="benchmark", minutes=minutes)
