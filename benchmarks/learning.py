@@ -80,8 +80,8 @@ CONFIG: Json = {
 @dataclass(frozen=True)
 class Setting:
     """A problem. market: class in market_env.analytic, or a Gymnasium id. minutes: most of training; length: of the
-    run, times CONFIG's steps and updates; agent: what its agent is configured with beside CONFIG, where the problem is no
-    market."""
+    run, times CONFIG's steps and updates; agent: what its agent is configured with beside CONFIG, where the problem
+    is no market."""
 
     market: str
     parameters: Json = field(default_factory=dict)
