@@ -1,5 +1,6 @@
 """Everything about an agent that a user may set, with its unit and meaning."""
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -87,6 +88,15 @@ class ReplayConfig(_Config):
     reanalyse_ratio: float = Field(
         0.0, ge=0, description="stored steps searched anew per step of a batch (MuZero Unplugged)"
     )
+    demonstrations: Path | None = Field(
+        None, description="file of recorded episodes to learn from (python -m agent record)"
+    )
+    demonstration_ratio: float = Field(
+        0.25, ge=0, le=1, description="share of a batch that comes from the demonstrations, once there is self-play too"
+    )
+    demonstration_updates: int | None = Field(
+        None, ge=0, description="updates after which demonstrations are left alone; none: never"
+    )
     counterfactual_ratio: float = Field(
         0.0,
         ge=0,
@@ -171,7 +181,12 @@ class LearnerConfig(_Config):
 class TrainingConfig(_Config):
     """When training stops, and how often it looks up."""
 
-    env_steps: int = Field(300_000, ge=1, description="environment steps in all")
+    offline_updates: int = Field(
+        0, ge=0, description="updates from demonstrations alone, before the environment is first played"
+    )
+    env_steps: int = Field(
+        300_000, ge=0, description="environment steps in all; 0 learns from demonstrations and does not play"
+    )
     evaluate_every: int = Field(500, ge=1, description="updates between evaluations on the validation env")
     checkpoint_every: int = Field(500, ge=1, description="updates between resumable checkpoints")
     evaluation_episodes: int = Field(8, ge=1, description="episodes per evaluation, played side by side")
@@ -196,6 +211,14 @@ class AgentConfig(_Config):
                 f"replay.correct_exploration needs search.root puct, whose actions are drawn by visits; found "
                 f"{self.search.root}. Set replay.correct_exploration to false"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Self:
+        if self.training.offline_updates and self.replay.demonstrations is None:
+            raise ValueError("training.offline_updates needs replay.demonstrations: a file of recorded episodes")
+        if not self.training.offline_updates and not self.training.env_steps:
+            raise ValueError("training.env_steps 0 and offline_updates 0: expected something to learn from; set one")
         return self
 
     @model_validator(mode="before")

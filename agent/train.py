@@ -33,6 +33,7 @@ from agent.checkpoint import (
 )
 from agent.checkpoint import load_model as load_checkpoint_model
 from agent.config import AgentConfig
+from agent.demonstrations import Demonstrations, as_replay
 from agent.evaluation import Evaluation, evaluate
 from agent.learner import Learner
 from agent.networks.model import StochasticMuZero
@@ -128,6 +129,11 @@ class Trainer:
         self.second_lives: SecondLives | None = None
         if config.replay.counterfactual_ratio:
             self._prepare_second_lives(int(seeds[0]), int(seeds[4]))
+        self.demonstrations: Replay | None = None
+        if config.replay.demonstrations is not None:
+            recorded = Demonstrations.load(config.replay.demonstrations)
+            recorded.require_same_spaces(env, str(config.replay.demonstrations))
+            self.demonstrations = as_replay(recorded, config)
         self.owed = 0.0  # updates that the replay ratio allows and that have not been made yet
         self.best_score: float | None = None
         self.seconds = 0.0
@@ -197,6 +203,8 @@ class Trainer:
             saved = _under(arrays, "target.")
             self.target.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in saved.items()})
         self.replay.set_state(_under(arrays, "replay."))
+        if self.demonstrations is not None:
+            self.demonstrations.set_state(_under(arrays, "demonstrations."))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"].copy()))
         self.rng.bit_generator.state = state["rng"]
         self.actor.rng.bit_generator.state = state["actor_rng"]
@@ -256,6 +264,15 @@ class Trainer:
             SummaryWriter(str(self.settings.directory / "tensorboard"), purge_step=self.actor.env_steps) as board,
             self._progress() as progress,
         ):
+            while self.learner.updates < training.offline_updates and not self._time_is_up(started):
+                with self._clock.learning():
+                    self._learn()
+                self.seconds = before + time.monotonic() - started
+                if self.learner.updates % training.evaluate_every == 0:
+                    last = self._evaluate(board)
+                if self.learner.updates % training.checkpoint_every == 0:
+                    self._save_latest()
+            self.planner.refresh()
             bar = progress.add_task("training", total=training.env_steps, completed=self.actor.env_steps)
             while self.actor.env_steps < training.env_steps:
                 with self._clock.acting():
@@ -278,13 +295,17 @@ class Trainer:
                     last = self._evaluate(board)
                 if _crossed(first, self.learner.updates, training.checkpoint_every):
                     self._save_latest()
-                if self.settings.minutes is not None and self.seconds - before > 60 * self.settings.minutes:
+                if self._time_is_up(started):
                     break
             self.seconds = before + time.monotonic() - started
             if self._count:  # learnt something since the last look
                 last = self._evaluate(board)
                 self._save_latest()
         return last
+
+    def _time_is_up(self, started: float) -> bool:
+        minutes = self.settings.minutes
+        return minutes is not None and time.monotonic() - started > 60 * minutes
 
     def _relive(self) -> None:
         """Second lives in their proportion to the first ones; a moment is kept as often as one is lived again."""
@@ -299,16 +320,36 @@ class Trainer:
             self._lives_owed -= 1.0
 
     def _sample(self) -> list[tuple[Replay, Batch]]:
-        """What to learn from: first lives, and second ones in their proportion once there are any."""
+        """What to learn from: demonstrations in their share, first lives, and second ones in their proportion once
+        there are any."""
         size, unroll = self.config.learner.batch_size, self.config.learner.unroll
+        recorded = self._demonstrated(size)
+        parts: list[tuple[Replay, Batch]] = []
+        if self.demonstrations is not None and recorded:
+            parts.append((self.demonstrations, self.demonstrations.sample(recorded, unroll, self.rng)))
+            size -= recorded
+        if not size:
+            return parts
         ratio = self.config.replay.counterfactual_ratio
         second = round(size * ratio / (1.0 + ratio)) if self.second_lives and self.second_replay.size > 1 else 0
-        parts = [(self.replay, self.replay.sample(size - second, unroll, self.rng))]
+        parts.append((self.replay, self.replay.sample(size - second, unroll, self.rng)))
         if second:
             parts.append((self.second_replay, self.second_replay.sample(second, unroll, self.rng)))
         return parts
 
+    def _demonstrated(self, count: int) -> int:
+        """How many of `count` samples come from the demonstrations at this update: all before there is self-play."""
+        replay, updates = self.config.replay, self.learner.updates
+        if self.demonstrations is None:
+            return 0
+        if updates < self.config.training.offline_updates:
+            return count
+        over = replay.demonstration_updates is not None and updates >= replay.demonstration_updates
+        return 0 if over else round(count * replay.demonstration_ratio)
+
     def _learn(self) -> None:
+        count = round(self.config.replay.reanalyse_ratio * self.config.learner.batch_size)
+        recorded = self._demonstrated(count)
         parts = self._sample()
         batch = parts[0][1] if len(parts) == 1 else concatenate([part for _, part in parts])
         diagnostics, error = self.learner.update(batch, self.target)
@@ -319,11 +360,13 @@ class Trainer:
         every = self.config.learner.target_every
         if self.target is not None and self.learner.updates % every == 0:
             self.target.load_state_dict(self.learner.acting.state_dict())
-        count = round(self.config.replay.reanalyse_ratio * self.config.learner.batch_size)
         if count:
             if self.target is None or self.learner.updates % every == 0:
                 self.reanalyser.refresh()
-            reanalyse(self.replay, self.reanalyser, count, self.rng)
+            if self.demonstrations is not None and recorded:
+                reanalyse(self.demonstrations, self.reanalyser, recorded, self.rng)
+            if count > recorded:
+                reanalyse(self.replay, self.reanalyser, count - recorded, self.rng)
         for name, value in diagnostics.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
@@ -347,7 +390,7 @@ class Trainer:
             "action_changes": result.action_changes,
             "value/bias": None if calibration is None else calibration.bias,
             "value/slope": None if calibration is None else calibration.slope,
-            "replay/ratio": self.learner.updates * self.config.learner.batch_size / self.actor.env_steps,
+            "replay/ratio": self.learner.updates * self.config.learner.batch_size / max(1, self.actor.env_steps),
             "replay/steps": self.replay.steps,
             "counterfactual_steps": 0 if self.second_lives is None else self.second_lives.steps,
             **self._speeds(),
@@ -360,7 +403,7 @@ class Trainer:
             stream.write(json.dumps(row) + "\n")
         for name, value in row.items():
             if isinstance(value, int | float):
-                board.add_scalar(name, value, self.actor.env_steps)
+                board.add_scalar(name, value, self.actor.env_steps or self.learner.updates)
         best = self.best_score is None or result.score >= self.best_score  # of equals, the one that learnt more
         if best:
             self.best_score = result.score
@@ -395,6 +438,8 @@ class Trainer:
     def _save_latest(self) -> None:
         arrays: dict[str, NDArray[np.generic]] = {"torch_rng": torch.get_rng_state().numpy()}
         arrays |= {f"replay.{name}": array for name, array in self.replay.get_state().items()}
+        if self.demonstrations is not None:
+            arrays |= {f"demonstrations.{name}": array for name, array in self.demonstrations.get_state().items()}
         arrays |= self._optimiser_arrays()
         if self.learner.averaged is not None:
             averaged = self.learner.averaged.state_dict()
