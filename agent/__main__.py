@@ -1,4 +1,4 @@
-"""python -m agent: train, evaluate, inspect.
+"""python -m agent: train, evaluate, inspect, play, record.
 
 Here the agent meets the market, or any Gymnasium environment: this file wires what the packages themselves keep apart.
 """
@@ -18,16 +18,19 @@ from rich.console import Console
 from rich.table import Table
 
 from agent.checkpoint import CheckpointError, CheckpointMetadata, CheckpointPolicy, load_policy, read_metadata
+from agent.demonstrations import record_episodes
 from agent.evaluation import Evaluation
 from agent.evaluation import evaluate as evaluate_policy
 from agent.planner import Planner
+from agent.play import from_keyboard, from_planner, in_turns
 from agent.search_tree import ActionName, draw
-from agent.spaces import AdaptedVectorEnv, VectorEnv, action_masks, as_observations
+from agent.spaces import AdaptedVectorEnv, VectorEnv, action_masks, as_observations, player_count
 from agent.train import RunSettings, Trainer, decoder
 from configs.checkpoints import find_checkpoint
 from configs.environments import MarketEnvs
 from configs.experiment import ExperimentError, Split
 from configs.gymnasium_experiment import AnyExperiment, GymnasiumExperiment, experiment_for, load_any, parse_any
+from configs.trades import TradesPlayer, read_trades
 from configs.version import code_version
 from data.commandline import JsonOption, make_app, print_json, run
 
@@ -299,6 +302,135 @@ def _action_name(experiment: AnyExperiment, env: VectorEnv) -> ActionName:
     if isinstance(env, AdaptedVectorEnv):
         return lambda action: f"action {env.actions.name(action)}"
     return lambda action: f"action {action}"
+
+
+@app.command()
+def play(
+    checkpoint: Annotated[str, typer.Argument(help="checkpoint directory, or the name of a run or of a bundled model")],
+    episodes: Annotated[int, typer.Option(min=1)] = 1,
+    me: Annotated[int | None, typer.Option("--as", min=1, help="play this player (1, 2, …) yourself")] = None,
+    simulations: Annotated[int | None, typer.Option(min=0, help="search budget; 0 acts by the prior")] = None,
+    split: Annotated[Split, typer.Option(help="which part of the bars; other environments have none")] = "validation",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_steps: Annotated[int, typer.Option(min=1, help="stop after this many")] = 1_000,
+    record_to: Annotated[Path | None, typer.Option("--out", help="keep what was played as demonstrations")] = None,
+) -> None:
+    """Watch a checkpoint play, or play against it where players take turns.
+
+    Example: python -m agent play cartpole --max-steps 20
+
+    Example: python -m agent play var/runs/tictactoe --as 2
+    """
+    place = find_checkpoint(checkpoint)
+    metadata = read_metadata(place)
+    experiment = parse_any(metadata.experiment, str(place))
+    env = _text_env(experiment, split, seed)
+    planner = Planner(load_policy(place).model, metadata.agent.search, decode=decoder(env))
+    players = player_count(env)
+    if me is not None and me > players:
+        raise ValueError(f"--as {me}: this is played by {players}; expected at most that. Leave out --as to watch")
+    choose = from_planner(env, planner, simulations=simulations, write=typer.echo)
+    if me is not None:
+        person = from_keyboard(env, read=_ask, write=typer.echo)
+        choose = (
+            in_turns([person if player == me - 1 else choose for player in range(players)]) if players > 1 else person
+        )
+    played = record_episodes(
+        env, choose, episodes=episodes, seed=seed, max_steps=max_steps, source={"checkpoint": str(place), "person": me}
+    )
+    for number, result in enumerate(played.episode_returns(), start=1):
+        whose = " for player 1" if players > 1 else ""
+        typer.echo(f"episode {number}: return {result:+.4g}{whose}")
+    if record_to is not None:
+        played.save(record_to)
+        typer.echo(f"kept {played.steps} steps in {record_to}")
+
+
+@app.command()
+def record(
+    config: Annotated[Path | None, typer.Argument(help="experiment YAML; not needed with --env")] = None,
+    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="any Gymnasium environment instead")] = None,
+    out: Annotated[Path, typer.Option("--out", help="file of demonstrations to write")] = Path("demo.safetensors"),
+    trades: Annotated[
+        Path | None, typer.Option(help="CSV of trades instead of the keyboard (docs/features.md)")
+    ] = None,
+    capital: Annotated[float | None, typer.Option(min=0, help="--trades with quantities: equity before them")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override, KEY=VALUE; repeatable")] = None,
+    episodes: Annotated[int, typer.Option(min=1)] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json_output: JsonOption = False,
+) -> None:
+    """Record episodes to learn from: play in the terminal, or import a CSV of trades.
+
+    Example: python -m agent record --env CartPole-v1 --episodes 3 --out play.safetensors
+
+    Example: python -m agent record configs/btc_1h.yaml --trades trades.csv --out mine.safetensors
+
+    Then: python -m agent train configs/btc_1h.yaml --set agent.replay.demonstrations=mine.safetensors
+    """
+    if (config is None) == (env is None):
+        raise ExperimentError("record: expected one of an experiment YAML and --env ID; try --env CartPole-v1")
+    experiment = experiment_for(env, set_ or []) if env is not None else load_any(config or "", set_ or [])
+    source: dict[str, Any] = {"experiment": experiment.name, "code_version": code_version()}
+    player: TradesPlayer | None = None
+    if isinstance(experiment, GymnasiumExperiment):
+        if trades is not None:
+            raise ExperimentError(f"--trades {trades}: trades belong to bars; expected an experiment YAML, found --env")
+        made = _text_env(experiment, "train", seed)
+        choose = from_keyboard(made, read=_ask, write=typer.echo)
+    else:
+        envs = MarketEnvs(experiment)
+        markets, market = envs.markets("train"), experiment.market
+        if len(markets) != 1:
+            raise ExperimentError(
+                f"{config}: expected one symbol to record on, found {len(markets)}. Say --set data.symbols=[SYMBOL]"
+            )
+        made = envs.evaluation("train", 1, seed)
+        source["data_fingerprint"] = envs.data_fingerprint
+        if trades is not None:
+            equity = market.episode.initial_equity
+            player = TradesPlayer(
+                read_trades(trades), markets[0], made.grid, capital=capital or equity, initial_equity=equity
+            )
+            choose = player
+        else:
+            choose = from_keyboard(made, read=_ask, write=typer.echo, describe=_bar_line)
+    recorded = record_episodes(made, choose, episodes=episodes, seed=seed, source=source)
+    recorded.save(out)
+    returns = recorded.episode_returns()
+    row: dict[str, Any] = {
+        "file": str(out),
+        "episodes": recorded.episodes,
+        "steps": recorded.steps,
+        "mean_return": float(returns.mean()),
+    }
+    if player is not None:
+        row |= {"trades_used": player.used, "largest_difference_to_grid": round(player.largest_difference, 4)}
+    if json_output:
+        print_json(row)
+    else:
+        _print_rows("recorded", row)
+
+
+def _ask(prompt: str) -> str:
+    return input(prompt)
+
+
+def _bar_line(infos: dict[str, Any]) -> str:
+    """What a person who trades bar by bar is shown."""
+    when = datetime.fromtimestamp(int(infos["timestamp"][0]) / 1000, UTC)
+    return f"{when:%F %R}  equity {infos['equity'][0]:,.2f}  exposure {infos['exposure'][0]:+.2f}"
+
+
+def _text_env(experiment: AnyExperiment, split: Split, seed: int) -> VectorEnv:
+    """One environment, drawn as text where it can be."""
+    if not isinstance(experiment, GymnasiumExperiment):
+        return MarketEnvs(experiment).evaluation(split, 1, seed)
+    modes = experiment.environments().validation(1, seed).unwrapped.envs[0].metadata.get("render_modes", ())  # type: ignore[attr-defined]
+    if "ansi" in modes and experiment.env.observe == "state":
+        shown = experiment.env.model_copy(update={"kwargs": {**experiment.env.kwargs, "render_mode": "ansi"}})
+        experiment = experiment.model_copy(update={"env": shown})
+    return experiment.environments().validation(1, seed)
 
 
 def _run_directory(name: str) -> Path:

@@ -164,6 +164,15 @@ class Demonstrations:
                 f"with the environment that is trained on"
             )
 
+    def require_same_data(self, fingerprint: str | None, where: str) -> None:
+        """Raise DemonstrationError when these were recorded on other data: observations may point into it."""
+        own = self.source.get("data_fingerprint")
+        if own is not None and fingerprint is not None and own != fingerprint:
+            raise DemonstrationError(
+                f"{where}: these episodes were recorded on other data: expected {fingerprint}, found {own}. Record "
+                f"them again on the bars that are trained on"
+            )
+
 
 _ARRAYS = tuple(
     entry.name for entry in fields(Demonstrations) if entry.name not in {"observations", "players", "source"}

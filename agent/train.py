@@ -133,6 +133,7 @@ class Trainer:
         if config.replay.demonstrations is not None:
             recorded = Demonstrations.load(config.replay.demonstrations)
             recorded.require_same_spaces(env, str(config.replay.demonstrations))
+            recorded.require_same_data(settings.data_fingerprint, str(config.replay.demonstrations))
             self.demonstrations = as_replay(recorded, config)
         self.owed = 0.0  # updates that the replay ratio allows and that have not been made yet
         self.best_score: float | None = None

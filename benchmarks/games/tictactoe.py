@@ -126,6 +126,9 @@ class TicTacToeVectorEnv(VectorGame):
         empty: NDArray[np.bool_] = self._rows["board"] == 0
         return empty & ~self._rows["over"][:, None]
 
+    def _to_play(self) -> NDArray[np.int64] | None:
+        return None if self.opponent is not None else np.abs(self._rows["board"]).sum(axis=1, dtype=np.int64) % 2
+
     def draw_board(self, row: int = 0) -> str:
         marks = {1: "X", -1: "O"}
         cells = [marks.get(mark, str(cell + 1)) for cell, mark in enumerate(self.board(row))]
