@@ -92,7 +92,7 @@ def test_trades_of_another_time_are_refused(envs: MarketEnvs, tmp_path: Path) ->
 
 
 def test_the_command_records_trades_that_training_takes(tmp_path: Path) -> None:
-    trades = _file(tmp_path, "timestamp,target\n1999-06-01T00:00:00Z,1\n1999-09-01T00:00:00Z,0\n")
+    trades = _file(tmp_path, "timestamp,target\n2000-06-01T00:00:00Z,1\n2000-09-01T00:00:00Z,0\n")
     out = tmp_path / "mine.safetensors"
     split = "splits.train=['1999-01-01','2001-01-01']"
     line = ["record", "configs/smoke.yaml", "--set", split, "--trades", str(trades), "--out", str(out), "--json"]
