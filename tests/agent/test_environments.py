@@ -59,7 +59,7 @@ def _train(env: EnvConfig, directory: Path, **network: Any) -> Trainer:
         network=NetworkConfig.model_validate({**sizes, **network}),
         search=SearchConfig(simulations=6, samples=4),
         self_play=SelfPlayConfig(num_envs=4),
-        replay=ReplayConfig(min_steps=60, capacity_steps=400, reanalyse_ratio=0.5),
+        replay=ReplayConfig(min_steps=60, capacity_steps=400, reanalyse_ratio=0.5, absorbing=True),
         learner=LearnerConfig(batch_size=8, unroll=2, updates_per_env_step=0.1, threads=1),
         training=TrainingConfig(env_steps=160, evaluate_every=5, checkpoint_every=5, evaluation_episodes=2),
     )
