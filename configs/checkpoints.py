@@ -23,9 +23,10 @@ def find_checkpoint(given: str | None, *, runs: Path = RUNS, models: Path = MODE
             if (candidate / METADATA).is_file():
                 return candidate
         known = ", ".join(sorted(path.parent.parent.name for path in runs.glob(f"*/{BEST}"))) or "none"
+        bundled = ", ".join(sorted(file.parent.name for file in models.glob(f"*/{METADATA}"))) or "none"
         raise CheckpointNotFound(
-            f"--checkpoint {given}: expected a directory with {METADATA}, a run, or a run's name, found none of them. "
-            f"Runs in {runs}: {known}"
+            f"checkpoint {given}: expected a directory with {METADATA}, a run, or the name of a run or of a bundled "
+            f"model, found none of them. Runs in {runs}: {known}. Models in {models}: {bundled}"
         )
     best = [path for path in runs.glob(f"*/{BEST}") if _is_market_model(path)]
     if best:

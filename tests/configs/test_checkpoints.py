@@ -12,7 +12,9 @@ def test_nothing_to_evaluate_says_how_to_get_something(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointNotFound, match="python -m agent train"):
         find_checkpoint(None)
-    with pytest.raises(CheckpointNotFound, match="--checkpoint nowhere"):
+    (tmp_path / "models" / "bundled").mkdir(parents=True)
+    (tmp_path / "models" / "bundled" / "checkpoint.json").write_text("{}")
+    with pytest.raises(CheckpointNotFound, match=r"checkpoint nowhere.*Models in models: bundled"):
         find_checkpoint("nowhere")
 
 
