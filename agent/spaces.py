@@ -34,7 +34,7 @@ SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary and bounded Box"
 SUPPORTED_OBSERVATIONS = "Box (up to 4 axes), Discrete, MultiDiscrete, MultiBinary, and Dict and Tuple of these"
 
 
-class UnsupportedSpace(TypeError):
+class UnsupportedSpace(ValueError):
     """The agent has no way to read or act in this space."""
 
 
