@@ -21,7 +21,10 @@ def reanalyse(replay: Replay, planner: Planner, count: int, rng: np.random.Gener
     """
     rows, columns = replay.draw_records(count, rng)
     observations, mask = replay.read(rows, columns)
-    result, _ = planner.plan(observations, action_mask=mask)
+    # Where candidates are drawn, others each time: the same seed would look at the same few combinations for ever.
+    drawn = bool(planner.model.action_factors)
+    seeds = rng.integers(0, 2**63, size=count, dtype=np.uint64) if drawn else None
+    result, _ = planner.plan(observations, action_mask=mask, seeds=seeds)
     target = result.policy_target(planner.model.action_factors)
     replay.refresh(rows, columns, target, value_of(result, replay.config))
 

@@ -14,6 +14,7 @@ from agent.checkpoint import load_policy
 from agent.config import AgentConfig, LearnerConfig, NetworkConfig, ReplayConfig, SelfPlayConfig, TrainingConfig
 from agent.environments import EnvConfig, GymnasiumEnvs, UnknownEnvironment, make_env
 from agent.networks.representation import Backbone
+from agent.reanalyse import reanalyse
 from agent.search import SearchConfig
 from agent.train import RunSettings, Trainer
 
@@ -90,6 +91,28 @@ def test_actions_with_parts_and_nested_observations_are_learnt_from(kind: str, b
 
 def action_parts(kind: str) -> tuple[int, ...]:
     return (4, 4, 3) if kind == "multidiscrete" else (11, 11, 11)
+
+
+def test_what_is_searched_anew_is_searched_among_other_combinations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one seed for all and an even policy, the same four of 48 combinations would be weighed in every state."""
+    trainer = _train(EnvConfig(id="test/multidiscrete-v0"), tmp_path)
+    with torch.no_grad():
+        trainer.model.core.policy_head.weight.zero_()
+        trainer.model.core.policy_head.bias.zero_()
+    trainer.planner.refresh()
+    seen: list[Any] = []
+    plan = trainer.planner.plan
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        found = plan(*arguments, **options)
+        seen.append(found[0].candidates.choices.reshape(-1, 3))
+        return found
+
+    monkeypatch.setattr(trainer.planner, "plan", watched)
+    reanalyse(trainer.replay, trainer.planner, 32, np.random.default_rng(0))
+    assert len(np.unique(np.concatenate(seen), axis=0)) > 24
 
 
 def test_a_run_on_actions_with_parts_resumes_on_the_same_curve(tmp_path: Path) -> None:
