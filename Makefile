@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO := var/demo
 
-.PHONY: demo test test-slow test-failures test-compose lint types imports lock clean help
+.PHONY: demo notebook test test-slow test-failures test-compose lint types imports lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -47,6 +47,9 @@ test-failures: $(VENV)/.installed-dev ## kill tests, outages, soaks: what paper 
 
 test-compose: $(VENV)/.installed-dev ## build the image, run the compose file and kill its containers; needs a Docker engine
 	$(BIN)/python -m pytest -m compose
+
+notebook: $(VENV)/.installed-dev ## run notebooks/tutorial.ipynb top to bottom
+	$(BIN)/python -m pytest -m slow tests/notebooks
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
