@@ -88,6 +88,10 @@ class ReplayConfig(_Config):
     reanalyse_ratio: float = Field(
         0.0, ge=0, description="stored steps searched anew per step of a batch (MuZero Unplugged)"
     )
+    reanalyse_mode: Literal["share", "switch"] = Field(
+        "share",
+        description="share: that many after every update; switch: a whole batch with that probability, else none",
+    )
     demonstrations: Path | None = Field(
         None, description="file of recorded episodes to learn from (python -m agent record)"
     )

@@ -348,8 +348,15 @@ class Trainer:
         over = replay.demonstration_updates is not None and updates >= replay.demonstration_updates
         return 0 if over else round(count * replay.demonstration_ratio)
 
+    def _searched_anew(self) -> int:
+        """How many stored steps to search anew after this update."""
+        replay, size = self.config.replay, self.config.learner.batch_size
+        if replay.reanalyse_mode == "share" or not replay.reanalyse_ratio:
+            return round(replay.reanalyse_ratio * size)
+        return size if self.rng.random() < replay.reanalyse_ratio else 0
+
     def _learn(self) -> None:
-        count = round(self.config.replay.reanalyse_ratio * self.config.learner.batch_size)
+        count = self._searched_anew()
         recorded = self._demonstrated(count)
         parts = self._sample()
         batch = parts[0][1] if len(parts) == 1 else concatenate([part for _, part in parts])

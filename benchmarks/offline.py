@@ -90,7 +90,7 @@ def main(arguments: list[str]) -> None:
         started = time.process_time()
         trainer.run()
         seconds = time.process_time() - started
-    planner = Planner(trainer.model, config.search)
+    planner = Planner(trainer.learner.acting, config.search)
     found = {}
     for name, simulations in (("search", None), ("prior", 0)):
         result = evaluate(CartPole().validation(100, 0), planner, seed=10_000 + given.seed, simulations=simulations)

@@ -151,7 +151,7 @@ def learn(name: str, variant: Json, *, seed: int, minutes: float | None, directo
         trainer.run()
         rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     env = Games(setting).validation(setting.final_games, 0)
-    planner = Planner(trainer.model, config.search, decode=decoder(env))
+    planner = Planner(trainer.learner.acting, config.search, decode=decoder(env))
     final = evaluate(env, planner, seed=1_000_000 + seed)
     prior = evaluate(env, planner, seed=1_000_000 + seed, simulations=0)
     return {

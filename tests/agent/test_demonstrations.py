@@ -186,6 +186,19 @@ def test_demonstrations_are_mixed_in_until_their_time_is_over(file: Path, tmp_pa
     assert [replay for replay, _ in trainer._sample()] == [trainer.replay]
 
 
+def test_reanalyse_takes_a_share_of_every_batch_or_a_whole_one_now_and_then(file: Path, tmp_path: Path) -> None:
+    config = _config(file, offline_updates=5, env_steps=0)
+    counts = {}
+    for mode in ("share", "switch"):
+        replay = config.replay.model_copy(update={"reanalyse_mode": mode, "reanalyse_ratio": 0.25})
+        settings = RunSettings(directory=tmp_path / mode, seed=0, code_version="test")
+        trainer = Trainer(config.model_copy(update={"replay": replay}), Corridors(), settings)
+        counts[mode] = [trainer._searched_anew() for _ in range(400)]
+    assert set(counts["share"]) == {8}
+    assert set(counts["switch"]) == {0, 32}
+    assert np.mean(counts["switch"]) == pytest.approx(8, abs=4 * 32 * (0.25 * 0.75 / 400) ** 0.5)
+
+
 def test_an_offline_run_resumes(file: Path, tmp_path: Path) -> None:
     def trainer(name: str, updates: int) -> Trainer:
         config = _config(file, offline_updates=updates, env_steps=0)
