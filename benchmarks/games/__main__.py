@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> None:
         end="",
     )
     print(f"{result['cpu_seconds']:.0f} s of the processor, {result['seconds']:.0f} s; codes {result['codes']:.1f}")
+    for who, lines in result.get("games", {}).items():
+        print(f"as the {who}: " + ", ".join(f"{count} lines {what}" for what, count in lines.items()))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
+from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
 from agent.config import AgentConfig
 from agent.evaluation import Evaluation, evaluate
 from agent.planner import Planner
 from agent.train import RunSettings, Trainer, decoder
+from benchmarks.games.tictactoe import results_against_everything
 from benchmarks.learning import merged
 
 Json = dict[str, Any]
@@ -84,14 +87,15 @@ SETTINGS = {
                 "support_limit": 1.0,
                 "support_atoms": 11,
             },
-            "search": {"simulations": 50, "threads": 1, "players": 2, "dirichlet_alpha": 0.5},
-            "self_play": {"num_envs": 64},
-            "replay": {"n_step": 9, "capacity_steps": 60_000, "min_steps": 2_000, "absorbing": True},
+            "search": {"simulations": 50, "threads": 1, "players": 2, "dirichlet_alpha": 0.5, "min_q_range": 2.0},
+            "self_play": {"num_envs": 64, "temperature_final": 0.3, "temperature_steps": 40_000},
+            "replay": {"n_step": 9, "capacity_steps": 60_000, "min_steps": 2_000},
             "learner": {
                 "batch_size": 128,
                 "learning_rate": 2e-3,
                 "decay_updates": 6_000,
                 "updates_per_env_step": 0.04,
+                "average": 0.99,
             },
             "training": {
                 "env_steps": 150_000,
@@ -125,6 +129,22 @@ def _make(name: str, num_envs: int, options: Mapping[str, Any]) -> Any:
     )
 
 
+def _every_game(planner: Planner) -> Json:
+    """Lines of play won, drawn and lost: against a perfect opponent's every answer, and against any."""
+
+    def choose(observations: NDArray[np.float32], masks: NDArray[np.bool_]) -> NDArray[np.int64]:
+        found, _ = planner.plan({"observation": observations}, action_mask=masks)
+        return found.action.astype(np.int64)
+
+    return {
+        f"{who}{'' if perfect else ' against anybody'}": results_against_everything(
+            choose, first=who == "first", perfect=perfect
+        )
+        for who in ("first", "second")
+        for perfect in (True, False)
+    }
+
+
 class _Timed(Trainer):
     """A trainer that notes the processor seconds of each point of its curve: on a machine that others use too, they
     compare where the clock on the wall does not."""
@@ -154,7 +174,10 @@ def learn(name: str, variant: Json, *, seed: int, minutes: float | None, directo
     planner = Planner(trainer.learner.acting, config.search, decode=decoder(env))
     final = evaluate(env, planner, seed=1_000_000 + seed)
     prior = evaluate(env, planner, seed=1_000_000 + seed, simulations=0)
-    return {
+    result: Json = {}
+    if name == "tictactoe":
+        result["games"] = _every_game(planner)
+    return result | {
         "game": name,
         "variant": variant,
         "seed": seed,

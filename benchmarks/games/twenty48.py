@@ -162,7 +162,11 @@ class Twenty48VectorEnv(VectorGame):
 
 
 class Twenty48Env(Game):
-    """One game of 2048, its cells spread as the vector's `decode` does."""
+    """One game of 2048. Its cells are categories, which whoever reads any environment spreads by itself."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(Twenty48VectorEnv(1), render_mode=render_mode)
+        self.observation_space = gym.spaces.MultiDiscrete([LEVELS] * CELLS)
+
+    def _shown(self, observation: Any) -> Any:
+        return np.minimum(observation, LEVELS - 1).astype(np.int64)

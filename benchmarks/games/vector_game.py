@@ -156,13 +156,17 @@ class Game(gym.Env[Any, Any]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         observations, infos = self._games.reset(seed=seed)
-        return observations[0], self._info(infos)
+        return self._shown(observations[0]), self._info(infos)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         if self._games.get_state()["over"][0]:
             raise RuntimeError(f"{type(self._games).__name__}: the game is over; call reset first")
         observations, rewards, terminated, _, infos = self._games.step(np.asarray(action).reshape(1))
-        return observations[0], float(rewards[0]), bool(terminated[0]), False, self._info(infos)
+        return self._shown(observations[0]), float(rewards[0]), bool(terminated[0]), False, self._info(infos)
+
+    def _shown(self, observation: Any) -> Any:
+        """A row's observation as this environment gives it."""
+        return observation
 
     def render(self) -> str:  # type: ignore[override]
         return self._games.draw_board(0)
