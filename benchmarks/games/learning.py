@@ -93,12 +93,12 @@ SETTINGS = {
             "learner": {
                 "batch_size": 128,
                 "learning_rate": 2e-3,
-                "decay_updates": 6_000,
-                "updates_per_env_step": 0.04,
+                "decay_updates": 20_000,
+                "updates_per_env_step": 0.05,
                 "average": 0.99,
             },
             "training": {
-                "env_steps": 150_000,
+                "env_steps": 400_000,
                 "evaluate_every": 500,
                 "checkpoint_every": 10_000_000,
                 "evaluation_episodes": 200,
