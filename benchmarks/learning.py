@@ -88,6 +88,7 @@ class Setting:
     minutes: float = 5.0
     length: float = 1.0
     agent: Json = field(default_factory=dict)
+    acting: bool = False  # score the trained model under other searches too (ACTING)
 
     @property
     def is_market(self) -> bool:
@@ -96,7 +97,7 @@ class Setting:
 
 
 SETTINGS = {
-    "regime_base": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 0.5}),
+    "regime_base": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 0.5}, acting=True),
     "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, length=3.0),
     "regime_dear": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 1.0}, minutes=10),
     "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10, length=3.0),
@@ -160,6 +161,12 @@ VARIANTS: dict[str, Json] = {
     "little_noise": {"search": {"dirichlet_fraction": 0.25, "dirichlet_alpha": 0.3}},
 }
 PEERS = ("ppo", "dqn")
+# One trained model, other searches when it acts: what planning is worth at decision time, and how much of it.
+ACTING: dict[str, Json] = {
+    "prior": {"simulations": 0},
+    **{f"puct{n}": {"simulations": n} for n in (8, 16, 50, 200)},
+    **{f"gumbel{n}": {"simulations": n, "root": "gumbel"} for n in (8, 16, 50, 200)},
+}
 
 
 # --- one run -------------------------------------------------------------------------------------------------------
@@ -207,6 +214,16 @@ class Registered:
         return self.train(num_envs, seed)
 
 
+def greedy(planner: Any, simulations: int | None = None) -> Any:
+    """The planner's best action [B] for each of a market's observations [B, D]."""
+
+    def act(observations: NDArray[np.float32]) -> NDArray[np.int64]:
+        search, _ = planner.plan({"observation": observations}, action_mask=None, simulations=simulations)
+        return np.asarray(search.action, np.int64)
+
+    return act
+
+
 def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json:
     """Train smu0 once. Returns the final score with its standard error, and the curve."""
     from agent.config import AgentConfig
@@ -240,13 +257,13 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
         "value_slope": rows[-1]["value/slope"],
     }
     if setting.is_market:
-
-        def act(observations: NDArray[np.float32], simulations: int | None = None) -> NDArray[np.int64]:
-            search, _ = planner.plan({"observation": observations}, action_mask=None, simulations=simulations)
-            return search.action.astype(np.int64)
-
-        result |= score(setting, act, seed)
-        result["prior_score"] = score(setting, lambda observations: act(observations, 0), seed)["score"]
+        result |= score(setting, greedy(planner), seed)
+        result["prior_score"] = score(setting, greedy(planner, 0), seed)["score"]
+        if setting.acting:
+            result["acting"] = {}
+            for name, change in ACTING.items():
+                other = Planner(trainer.learner.acting, config.search.model_copy(update=change))
+                result["acting"][name] = score(setting, greedy(other), seed)
         return result | {"curve": relative(curve, setting, trainer.validation_seed)}
     final = evaluate(envs.validation(100, 0), planner, seed=10_000 + seed)
     prior = evaluate(envs.validation(100, 0), planner, seed=10_000 + seed, simulations=0)
