@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 PIP_FLAGS := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 DEMO := var/demo
 
-.PHONY: demo notebook test test-slow test-failures test-compose lint types imports lock clean help
+.PHONY: demo model notebook test test-slow test-failures test-compose lint types imports lock clean help
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | sort
@@ -35,6 +35,12 @@ demo: $(VENV)/.installed ## train on S&P 500 daily bars, backtest, write var/dem
 	@echo "  backtest again    $(BIN)/python -m backtest run --fill-seeds 200"
 	@echo "  serve decisions   $(BIN)/python -m service serve"
 	@echo "  ask for one       $(BIN)/python -m service example | curl -s -H \"X-API-Key: KEY\" -H 'content-type: application/json' -d @- http://127.0.0.1:8000/v1/act"
+
+model: $(VENV)/.installed ## train the bundled BTCUSDT model anew; needs BTCUSDT 1h bars in the store (python -m data fetch or import)
+	$(BIN)/python -m agent train configs/btc_1h.yaml --run btc_1h_model --fresh
+	$(BIN)/python -m backtest run --checkpoint var/runs/btc_1h_model/checkpoints/best --out var/btc_1h_model
+	@echo
+	@echo "Bundle it: cp -L var/runs/btc_1h_model/checkpoints/best/{checkpoint.json,weights.safetensors} models/btc_1h/"
 
 test: $(VENV)/.installed-dev lint types imports ## everything CI runs: lint, types, import contracts, tests
 	$(BIN)/python -m pytest -m "not slow and not failures and not compose"
