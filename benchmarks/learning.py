@@ -51,25 +51,15 @@ CONFIG: Json = {
         "dirichlet_fraction": 0.5,
     },
     "self_play": {"num_envs": 64},
-    "replay": {
-        "min_steps": 4000,
-        "n_step": 10,
-        "td_lambda": 0.9,
-        "correct_exploration": True,
-        "capacity_steps": 300_000,
-        "window_fraction": 0.5,
-        "counterfactual_ratio": 0.5,
-        "counterfactual_hold": 8,
-    },
+    "replay": {"min_steps": 4000, "n_step": 5, "capacity_steps": 30_000, "counterfactual_ratio": 0.5},
     "learner": {
         "batch_size": 128,
         "learning_rate": 3e-3,
-        "decay_updates": 5000,
+        "decay_updates": 7000,
         "updates_per_env_step": 0.04,
-        "average": 0.99,
     },
     "training": {
-        "env_steps": 130_000,
+        "env_steps": 200_000,
         "evaluate_every": 500,
         "checkpoint_every": 1_000_000,  # runs here are not resumed
         "evaluation_episodes": EVALUATION_EPISODES,
@@ -79,14 +69,12 @@ CONFIG: Json = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem. market: class in market_env.analytic, or a Gymnasium id. minutes: most of training; length: of the
-    run, times CONFIG's steps and updates; agent: what its agent is configured with beside CONFIG, where the problem
-    is no market."""
+    """A problem. market: class in market_env.analytic, or a Gymnasium id. minutes: of training; agent: what its agent
+    is configured with beside CONFIG, where the problem is no market."""
 
     market: str
     parameters: Json = field(default_factory=dict)
     minutes: float = 5.0
-    length: float = 1.0
     agent: Json = field(default_factory=dict)
     acting: bool = False  # score the trained model under other searches too (ACTING)
 
@@ -98,9 +86,9 @@ class Setting:
 
 SETTINGS = {
     "regime_base": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 0.5}, acting=True),
-    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, length=3.0),
+    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10),
     "regime_dear": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 1.0}, minutes=10),
-    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10, length=3.0),
+    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10),
     "meanreversion": Setting("MeanReversion", minutes=10),
     "momentum": Setting("Momentum", minutes=10),
     "martingale": Setting("Martingale"),
@@ -120,9 +108,7 @@ SETTINGS = {
                 "min_steps": 2000,
                 "n_step": 20,
                 "td_lambda": 0.9,
-                "correct_exploration": False,
                 "capacity_steps": 50_000,
-                "window_fraction": 0.0,
                 "counterfactual_ratio": 0.0,
             },
             "learner": {
@@ -130,7 +116,6 @@ SETTINGS = {
                 "learning_rate_final": 5e-5,
                 "updates_per_env_step": 0.1,
                 "decay_updates": 4500,
-                "average": 0.0,
             },
             "training": {"env_steps": 50_000, "evaluation_episodes": 16},
         },
@@ -141,10 +126,7 @@ SETTINGS = {
 VARIANTS: dict[str, Json] = {
     "smu0": {},
     **{f"puct{n}": {"search": {"simulations": n}} for n in (8, 16, 50)},
-    **{
-        f"gumbel{n}": {"search": {"simulations": n, "root": "gumbel"}, "replay": {"correct_exploration": False}}
-        for n in (8, 16, 50)
-    },
+    **{f"gumbel{n}": {"search": {"simulations": n, "root": "gumbel"}} for n in (8, 16, 50)},
     "no_floor": {"search": {"min_q_range": 0.0}},
     "codes1": {"network": {"codes": 1}},
     "codes8": {"network": {"codes": 8}},
@@ -154,10 +136,20 @@ VARIANTS: dict[str, Json] = {
     "consistency": {"learner": {"consistency_weight": 1.0}},
     "prioritised": {"replay": {"prioritised": True}},
     "commitment_0.25": {"learner": {"commitment_weight": 0.25}},
-    "hold1": {"replay": {"counterfactual_hold": 1}},
-    "uncorrected": {"replay": {"correct_exploration": False}},
-    "short_memory": {"replay": {"window_fraction": 0.0, "capacity_steps": 30_000}},
-    "not_averaged": {"learner": {"average": 0.0}},
+    # Returns of the policy that does not explore, and what goes with them (decisions 0073, 0074).
+    "corrected": {
+        "replay": {
+            "n_step": 10,
+            "td_lambda": 0.9,
+            "correct_exploration": True,
+            "capacity_steps": 300_000,
+            "window_fraction": 0.5,
+            "counterfactual_hold": 8,
+        },
+        "learner": {"average": 0.99},
+    },
+    "growing_window": {"replay": {"capacity_steps": 300_000, "window_fraction": 0.5}},
+    "averaged": {"learner": {"average": 0.99}},
     "little_noise": {"search": {"dirichlet_fraction": 0.25, "dirichlet_alpha": 0.3}},
 }
 PEERS = ("ppo", "dqn")
@@ -231,11 +223,7 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
     from agent.planner import Planner
     from agent.train import RunSettings, Trainer
 
-    longer = {
-        "training": {"env_steps": round(setting.length * CONFIG["training"]["env_steps"])},
-        "learner": {"decay_updates": round(setting.length * CONFIG["learner"]["decay_updates"])},
-    }
-    config = AgentConfig.model_validate(merged(CONFIG, longer, setting.agent, variant))
+    config = AgentConfig.model_validate(merged(CONFIG, setting.agent, variant))
     envs = Verification(setting) if setting.is_market else Registered(setting)
     with tempfile.TemporaryDirectory() as directory:
         settings = RunSettings(directory=Path(directory), seed=seed, code_version="benchmark", minutes=minutes)
