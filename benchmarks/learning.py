@@ -101,7 +101,7 @@ SETTINGS = {
         # What `python -m agent train --env CartPole-v1` runs (configs/gymnasium_experiment.py).
         agent={
             "discount": 0.99,
-            "network": {"support_limit": 110.0, "codes": 8},
+            "network": {"support_limit": 110.0, "codes": 4},
             "search": {"simulations": 16, "min_q_range": 0.0, "dirichlet_fraction": 0.25, "dirichlet_alpha": 0.5},
             "self_play": {"num_envs": 16},
             "replay": {
@@ -113,11 +113,11 @@ SETTINGS = {
             },
             "learner": {
                 "learning_rate": 1e-3,
-                "learning_rate_final": 5e-5,
+                "learning_rate_final": 1e-4,
                 "updates_per_env_step": 0.1,
-                "decay_updates": 4500,
+                "decay_updates": 8000,
             },
-            "training": {"env_steps": 50_000, "evaluation_episodes": 16},
+            "training": {"env_steps": 80_000, "evaluate_every": 1000, "evaluation_episodes": 16},
         },
     ),
 }

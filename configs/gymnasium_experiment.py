@@ -75,17 +75,12 @@ def experiment_for(env_id: str, overrides: Iterable[str] = ()) -> GymnasiumExper
 # again (docs/methods.md, "CartPole").
 DEFAULTS: dict[str, Any] = {
     "discount": 0.99,
-    "network": {"width": 128, "encoder_width": 64, "latent": 64, "hidden": 128, "codes": 8},
+    "network": {"width": 128, "encoder_width": 64, "latent": 64, "hidden": 128, "codes": 4},
     "search": {"simulations": 16, "dirichlet_alpha": 0.5},
     "self_play": {"num_envs": 16},
     "replay": {"n_step": 20, "td_lambda": 0.9, "capacity_steps": 50_000},
-    "learner": {
-        "batch_size": 128,
-        "learning_rate_final": 5e-5,
-        "decay_updates": 4_500,
-        "updates_per_env_step": 0.1,
-    },
-    "training": {"env_steps": 50_000, "evaluate_every": 500, "checkpoint_every": 1_000, "evaluation_episodes": 16},
+    "learner": {"batch_size": 128, "decay_updates": 8_000, "updates_per_env_step": 0.1},
+    "training": {"env_steps": 80_000, "evaluate_every": 1_000, "checkpoint_every": 1_000, "evaluation_episodes": 16},
 }
 
 
