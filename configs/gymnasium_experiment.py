@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from agent.config import AgentConfig
 from agent.environments import EnvConfig, GymnasiumEnvs, make_env
+from agent.spaces import ObservationAdapter, is_image
 from configs.experiment import Experiment, apply_override, parse_experiment, read_yaml, validated
 
 PROBE_STEPS = 1_000  # of random actions, to see how large rewards are
@@ -65,7 +66,7 @@ def experiment_for(env_id: str, overrides: Iterable[str] = ()) -> GymnasiumExper
     given: dict[str, Any] = {"env": {"id": env_id}}
     for override in overrides:
         apply_override(given, override)
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", env_id.rsplit(":", 1)[-1])
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", re.split("[:/]", env_id)[-1])
     env = validated(EnvConfig, given["env"], f"--env {env_id}")
     raw = merged({"name": name, "agent": merged(DEFAULTS, _seen(env))}, given)
     return validated(GymnasiumExperiment, raw, f"--env {env_id}")
@@ -112,6 +113,7 @@ def _seen(config: EnvConfig) -> dict[str, Any]:
     # The most that discounted rewards can sum up to, were each as large as the largest seen; some room above.
     reach = largest * min(1.0 / (1.0 - DEFAULTS["discount"]), float(steps))
     seen: dict[str, Any] = {"network": {"support_limit": round(max(1.0, 1.1 * reach), 3)}}
-    if isinstance(env.observation_space, gym.spaces.Box) and len(env.observation_space.shape) > 2:
+    entries = ObservationAdapter.build(env.observation_space).leaves.values()
+    if any(is_image(entry) for entry in entries):
         seen["network"]["backbone"] = "resnet"
     return seen

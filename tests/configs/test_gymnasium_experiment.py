@@ -96,6 +96,14 @@ def test_rewards_decide_how_far_values_reach() -> None:
     assert (chosen.agent.network.support_limit, chosen.seed, chosen.name) == (7.0, 5, "mine")
 
 
+def test_pictures_are_read_by_a_resnet_unless_another_is_asked_for() -> None:
+    catch = "benchmarks.catch:smu0/Catch-v0"
+    assert experiment_for(catch).agent.network.backbone == "resnet"
+    assert experiment_for(catch, ["agent.network.backbone=transformer"]).agent.network.backbone == "transformer"
+    assert experiment_for("CartPole-v1").agent.network.backbone == "mlp"
+    assert experiment_for(catch).name == "Catch-v0"
+
+
 def test_a_yaml_is_about_bars_or_about_an_environment(tmp_path: Path) -> None:
     file = tmp_path / "swing.yaml"
     file.write_text("name: swing\nenv: {id: Pendulum-v1}\n")
