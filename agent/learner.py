@@ -7,9 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from agent.config import LearnerConfig
-from agent.losses import TrainingBatch, unroll_losses
+from agent.losses import LossTerms, Predictions, TrainingBatch, unroll_losses
 from agent.networks.model import StochasticMuZero
 from agent.policy import Observations
 from agent.replay import Batch
@@ -55,10 +57,33 @@ def as_tensors(batch: Batch, decode: Decode, device: torch.device) -> TrainingBa
     )
 
 
+class UnrolledLosses(nn.Module):
+    """The losses as a module's forward pass, which is where DistributedDataParallel looks."""
+
+    def __init__(self, model: StochasticMuZero, *, consistency: bool) -> None:
+        super().__init__()
+        self.model = model
+        self._consistency = consistency
+
+    def forward(self, batch: TrainingBatch, target: StochasticMuZero | None) -> tuple[LossTerms, Predictions]:
+        """agent.losses.unroll_losses of the model."""
+        return unroll_losses(self.model, batch, target=target, consistency=self._consistency)
+
+
 class Learner:
     """AdamW on the losses of agent/losses.py."""
 
-    def __init__(self, model: StochasticMuZero, config: LearnerConfig, *, decode: Decode, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: StochasticMuZero,
+        config: LearnerConfig,
+        *,
+        decode: Decode,
+        device: torch.device,
+        parallel: bool = False,
+    ) -> None:
+        """parallel: average gradients with the other processes of the torch.distributed group, which start from the
+        weights of the first; each then learns from its own part of a batch."""
         self.model = model.to(device)
         self.config = config
         self.device = device
@@ -66,7 +91,10 @@ class Learner:
         # The mean of many noisy iterates is closer to what they circle around than the last one is.
         self.averaged = copy.deepcopy(self.model).requires_grad_(False) if config.average else None
         self._decode = decode
-        self._losses = torch.compile(unroll_losses) if config.compile else unroll_losses
+        losses: nn.Module = UnrolledLosses(self.model, consistency=config.consistency_weight > 0)
+        if parallel:
+            losses = DistributedDataParallel(losses)
+        self._losses: Callable[..., tuple[LossTerms, Predictions]] = torch.compile(losses) if config.compile else losses
         self._autocast = None if config.precision == "float32" else getattr(torch, config.precision)
         # float16 underflows: the loss is scaled up and the gradient down again (Micikevicius et al. 2018).
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
@@ -95,9 +123,7 @@ class Learner:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.updates, self.config)
         with torch.autocast(self.device.type, self._autocast, enabled=self._autocast is not None):
-            terms, predictions = self._losses(
-                self.model, training, target=target, consistency=self.config.consistency_weight > 0
-            )
+            terms, predictions = self._losses(training, target)
             loss = terms.total(self.config)
         self.optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

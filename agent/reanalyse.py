@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from agent.planner import Planner
 from agent.policy import Observations
-from agent.replay import Replay
+from agent.replay import Record, Replay
 from agent.self_play import SelfPlay, value_of
 from agent.spaces import allowed_choices, random_choices
 
@@ -45,6 +45,16 @@ def offers_counterfactuals(env: Any) -> bool:
     return isinstance(env, Resumable) and bool(getattr(env, "counterfactual", False))
 
 
+class Sink(Protocol):
+    """Takes records as a replay does."""
+
+    def add(self, record: Record) -> None:
+        """Append one record per row."""
+
+    def cut(self) -> None:
+        """End every row's episode at its newest record."""
+
+
 class Moment(NamedTuple):
     """Where every row of the real environments stood: enough to start again from there."""
 
@@ -77,7 +87,7 @@ class SecondLives:
         state = original.env.get_state()  # type: ignore[attr-defined]
         self.moments.append(Moment(state, original.observations, original.mask, original.finished))
 
-    def relive(self, replay: Replay) -> None:
+    def relive(self, replay: Sink) -> None:
         """Live one stored moment again, drawn uniformly, and add what happens to `replay` as episodes of its own."""
         actor = self.actor
         moment = self.moments[int(actor.rng.integers(len(self.moments)))]

@@ -179,11 +179,12 @@ def test_demonstrations_are_mixed_in_until_their_time_is_over(file: Path, tmp_pa
     trainer = Trainer(config, Corridors(), RunSettings(directory=tmp_path / "run", seed=0, code_version="test"))
     for _ in range(20):
         trainer.replay.add(trainer.actor.step())
-    parts = trainer._sample()
+    parts = trainer.memory.sample(32, trainer.rng, trainer.learner.updates)
     assert [len(part.row) for _, part in parts] == [8, 24]
     assert parts[0][0] is trainer.demonstrations
     trainer.learner.updates = 10
-    assert [replay for replay, _ in trainer._sample()] == [trainer.replay]
+    parts = trainer.memory.sample(32, trainer.rng, trainer.learner.updates)
+    assert [replay for replay, _ in parts] == [trainer.replay]
 
 
 def test_reanalyse_takes_a_share_of_every_batch_or_a_whole_one_now_and_then(file: Path, tmp_path: Path) -> None:
