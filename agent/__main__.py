@@ -1,4 +1,4 @@
-"""python -m agent: train, evaluate, inspect, play, record.
+"""python -m agent: train, tune, evaluate, inspect, play, record.
 
 Here the agent meets the market, or any Gymnasium environment: this file wires what the packages themselves keep apart.
 """
@@ -6,7 +6,6 @@ Here the agent meets the market, or any Gymnasium environment: this file wires w
 import json
 import shutil
 import time
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,18 +18,20 @@ from rich.table import Table
 
 from agent.checkpoint import CheckpointError, CheckpointMetadata, CheckpointPolicy, load_policy, read_metadata
 from agent.demonstrations import record_episodes
+from agent.distributed import Cluster, DistributedTrainer, actors_of, require_ray
 from agent.evaluation import Evaluation
 from agent.evaluation import evaluate as evaluate_policy
 from agent.planner import Planner
 from agent.play import from_keyboard, from_planner, in_turns
 from agent.search_tree import ActionName, draw
 from agent.spaces import AdaptedVectorEnv, VectorEnv, action_masks, as_observations, player_count
-from agent.train import RunSettings, Trainer, decoder
+from agent.train import Trainer, decoder
 from configs.checkpoints import find_checkpoint
 from configs.environments import MarketEnvs
 from configs.experiment import ExperimentError, Split
 from configs.gymnasium_experiment import AnyExperiment, GymnasiumExperiment, experiment_for, load_any, parse_any
 from configs.trades import TradesPlayer, read_trades
+from configs.training import TrialTrainer, prepare
 from configs.version import code_version
 from data.commandline import JsonOption, make_app, print_json, run
 
@@ -48,6 +49,15 @@ def train(
     minutes: Annotated[float | None, typer.Option(min=0, help="pause after this many minutes")] = None,
     run_name: Annotated[str | None, typer.Option("--run", help="name of the run; default: experiment and time")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="replace a run of the same name")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|local|ADDRESS",
+            help="on many processes: local starts Ray here, auto joins a cluster that runs (else local), or HOST:PORT",
+        ),
+    ] = None,
+    actors: Annotated[int | None, typer.Option(min=1, help="--ray: self-play actors; default: free processors")] = None,
+    learners: Annotated[int, typer.Option(min=1, help="--ray: processes that share every batch (DDP)")] = 1,
     json_output: JsonOption = False,
 ) -> None:
     """Train an agent on historical bars, or on any Gymnasium environment.
@@ -55,7 +65,13 @@ def train(
     Example: python -m agent train configs/btc_1h.yaml --set agent.search.simulations=32 --minutes 30
 
     Example: python -m agent train --env CartPole-v1 --set agent.network.backbone=lstm
+
+    Example: python -m agent train configs/btc_1h.yaml --ray local --actors 4
     """
+    if ray is None and (actors is not None or learners != 1):
+        raise ExperimentError("--actors and --learners: expected --ray too; try --ray local")
+    if ray is not None:
+        require_ray()
     if resume is not None:
         directory = _run_directory(resume)
         if env is not None:
@@ -70,51 +86,129 @@ def train(
         experiment = experiment_for(env, set_ or []) if env is not None else load_any(config or "", set_ or [])
         directory = RUNS / (run_name or f"{experiment.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}")
         _make_run_directory(directory, experiment, fresh=fresh)
-    settings = RunSettings(
-        directory=directory,
-        seed=experiment.seed,
-        code_version=code_version(),
-        minutes=minutes,
-        experiment=experiment.dump(),
-    )
-    if isinstance(experiment, GymnasiumExperiment):
-        trainer = Trainer(experiment.agent, experiment.environments(), settings)
+    agent, envs, settings = prepare(experiment, directory, minutes=minutes)
+    if ray is None:
+        single = Trainer(agent, envs, settings)
+        if resume is not None:
+            single.resume()
+        result = single.run()
+        best_score, env_steps, updates = single.best_score, single.actor.env_steps, single.learner.updates
+        seconds, lost = single.seconds, {}
     else:
-        envs = MarketEnvs(experiment)
-        settings = replace(
-            settings,
-            feature_fingerprint=experiment.feature_set.fingerprint,
-            data_fingerprint=envs.data_fingerprint,
-            code_statistics=envs.code_statistics,
-        )
-        trainer = Trainer(experiment.agent, envs, settings)
-    if resume is not None:
-        trainer.resume()
-    result = trainer.run()
+        if resume is not None and actors is None:
+            actors = actors_of(directory)
+        many = DistributedTrainer(agent, envs, settings, Cluster(address=ray, actors=actors, learners=learners))
+        try:
+            if resume is not None:
+                many.resume()
+            result = many.run()
+        finally:
+            many.close()
+        best_score, env_steps, updates = many.best_score, many.env_steps, many.updates
+        seconds, lost = many.seconds, many.deaths
     best = directory / "checkpoints" / "best"
     summary = {
         "run": str(directory),
         "best": str(best),
-        "best_score": trainer.best_score,
+        "best_score": best_score,
         "last_score": None if result is None else result.score,
-        "env_steps": trainer.actor.env_steps,
-        "updates": trainer.learner.updates,
-        "seconds": round(trainer.seconds, 1),
-        "finished": trainer.actor.env_steps >= experiment.agent.training.env_steps,
+        "env_steps": env_steps,
+        "updates": updates,
+        "seconds": round(seconds, 1),
+        "lost_processes": sum(lost.values()),
+        "finished": env_steps >= experiment.agent.training.env_steps,
     }
     if json_output:
         print_json(summary)
         return
     console = Console()
     console.print(f"run      {directory}", highlight=False)
-    console.print(f"best     {best}  (validation return {trainer.best_score})", highlight=False)
+    console.print(f"best     {best}  (validation return {best_score})", highlight=False)
     if not summary["finished"]:
-        console.print(f"continue python -m agent train --resume {directory}", highlight=False)
+        where = "" if ray is None else f" --ray {ray}"
+        console.print(f"continue python -m agent train --resume {directory}{where}", highlight=False)
     console.print(f"curves   tensorboard --logdir {directory / 'tensorboard'}", highlight=False)
     if isinstance(experiment, GymnasiumExperiment):
         console.print(f"evaluate python -m agent evaluate {best}", highlight=False)
     else:
         console.print(f"backtest python -m backtest run --checkpoint {best}", highlight=False)
+
+
+@app.command()
+def tune(
+    config: Annotated[Path | None, typer.Argument(help="experiment YAML; not needed with --env")] = None,
+    env: Annotated[str | None, typer.Option("--env", metavar="ID", help="any Gymnasium environment instead")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="override, KEY=VALUE; repeatable")] = None,
+    space: Annotated[Path | None, typer.Option(help="YAML of what to try; default: five settings that matter")] = None,
+    trials: Annotated[int, typer.Option(min=2, help="how many, the unchanged configuration included")] = 16,
+    workers: Annotated[int | None, typer.Option(min=1, help="trials at a time; default: one per processor")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0, help="stop after this many minutes")] = None,
+    ray: Annotated[str, typer.Option(metavar="auto|local|ADDRESS", help="where the trials run")] = "local",
+    run_name: Annotated[str | None, typer.Option("--run", help="name of the run; default: experiment and time")] = None,
+    resume: Annotated[str | None, typer.Option(help="continue this tuning run (its directory)")] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Search for better settings with Ray Tune: many short runs, the worse half stopped early (ASHA).
+
+    Example: python -m agent tune configs/sp500_1d.yaml --trials 16 --minutes 60
+
+    A space is dotted keys with choices or a range:
+
+    {"agent.learner.learning_rate": {low: 1e-4, high: 1e-2, log: true}, "agent.search.simulations": [16, 32]}
+    """
+    require_ray()
+    from agent.tune import DEFAULT_SPACE, TuneSettings, parse_space
+    from agent.tune import tune as search
+
+    if resume is not None:
+        if config is not None or env is not None or set_ or space is not None:
+            raise ExperimentError(f"--resume {resume}: a tuning run keeps its experiment and space. Leave them out")
+        directory = Path(resume)
+        try:
+            kept = yaml.safe_load((directory / "tuning.yaml").read_text())
+        except FileNotFoundError as error:
+            raise ExperimentError(f"--resume {resume}: expected a tuning run (tuning.yaml), found none") from error
+    else:
+        if (config is None) == (env is None):
+            raise ExperimentError("tune: expected one of an experiment YAML, --env ID and --resume DIRECTORY")
+        experiment = experiment_for(env, set_ or []) if env is not None else load_any(config or "", set_ or [])
+        directory = RUNS / (run_name or f"{experiment.name}-tune-{datetime.now(UTC):%Y%m%d-%H%M%S}")
+        if directory.exists():
+            raise ExperimentError(
+                f"run {directory} exists. Continue it with --resume {directory}, or choose another --run"
+            )
+        dimensions = DEFAULT_SPACE if space is None else parse_space(yaml.safe_load(space.read_text()), str(space))
+        kept = {
+            "experiment": experiment.dump(),
+            "space": {key: d.model_dump(mode="json", exclude_defaults=True) for key, d in dimensions.items()},
+            "trials": trials,
+            "workers": workers,
+        }
+        directory.mkdir(parents=True)
+        (directory / "tuning.yaml").write_text(yaml.safe_dump(kept, sort_keys=False))
+    experiment = parse_any(kept["experiment"], str(directory / "tuning.yaml"))
+    report = search(
+        kept["experiment"],
+        parse_space(kept["space"], str(directory / "tuning.yaml")),
+        TrialTrainer(kept["experiment"]),
+        TuneSettings(directory, trials=kept["trials"], seed=experiment.seed, workers=kept["workers"], minutes=minutes),
+        Cluster(address=ray),
+        env_steps=experiment.agent.training.env_steps,
+        resume=resume is not None,
+    )
+    if json_output:
+        print_json(report)
+        return
+    _print_rows(
+        f"best of {len(report['trials'])} trials (validation return, mean of the last evaluations)",
+        {
+            "score": f"{report['best']['score']:.4g}",
+            "unchanged": "not evaluated" if report["unchanged"] is None else f"{report['unchanged']['score']:.4g}",
+            **report["best"]["values"],
+            "config": report["config"],
+            "all trials": str(directory / "report.md"),
+        },
+    )
 
 
 @app.command()
