@@ -28,10 +28,12 @@ ARG PIP_INDEX_URL=
 # Where torch is taken from; empty: from where everything else is. PyPI's torch for x86-64 brings several GB of CUDA that
 # nothing here uses: give PyTorch's index of CPU wheels for an image of a third of the size (docs/operations.md).
 ARG TORCH_INDEX=
+# Not empty: the image can be a node of a Ray cluster too (deploy/ray).
+ARG WITH_RAY=
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PYTHON=/opt/venv/bin/python PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN python3 -m venv --without-pip /opt/venv
-COPY requirements.lock ./
+COPY requirements.lock requirements-ray.lock ./
 RUN --mount=type=secret,id=ca,required=false --mount=type=bind,from=wheels,target=/wheels \
     set -eu; \
     if [ -s /run/secrets/ca ]; then export PIP_CERT=/run/secrets/ca; fi; \
@@ -40,7 +42,8 @@ RUN --mount=type=secret,id=ca,required=false --mount=type=bind,from=wheels,targe
     if ls "/wheels/torch-${torch#torch==}"[+-]*.whl >/dev/null 2>&1; \
     then python3 -m pip install --no-deps --no-index --find-links /wheels "${torch}"; \
     elif [ -n "${TORCH_INDEX}" ]; then python3 -m pip install --no-deps --index-url "${TORCH_INDEX}" "${torch}"; fi; \
-    python3 -m pip install -r requirements.lock
+    python3 -m pip install -r requirements.lock; \
+    if [ -n "${WITH_RAY}" ]; then python3 -m pip install -r requirements-ray.lock; fi
 # What no process here ever opens: test suites, headers, and parts of libraries this project does not use. The imports
 # below fail the build if one of them is missed.
 RUN set -eu; cd /opt/venv/lib/python3.*/site-packages; \
