@@ -30,6 +30,7 @@ Json = dict[str, Any]
 SETTING = "regime_base"
 PREDICTED_ACTORS = (1, 2, 8, 64, 512)
 MESSAGES_PER_CHUNK = 2  # calls of the driver for each: gather and add
+BATCHES_AHEAD = 3  # as agent.distributed asks for
 
 
 # --- the model -----------------------------------------------------------------------------------------------------
@@ -74,8 +75,8 @@ def limits(costs: Costs, plan: Plan) -> dict[str, float]:
     """Environment steps per second that each part could sustain if the others were infinitely fast."""
     updates = plan.updates_per_step
     update = costs.update / plan.learner_speed
-    # The learner asks for batches ahead, so a batch's way only counts where it is longer than the update it overlaps.
-    per_update = max(update, costs.sample + costs.way)
+    # Several batches are on their way at once, beside the update; the replay draws them one after the other.
+    per_update = max(update, costs.sample, (costs.sample + costs.way) / BATCHES_AHEAD)
     traffic = costs.step_bytes + updates * costs.batch_bytes + costs.weight_bytes / plan.chunk_steps
     return {
         "actors": plan.actors / (costs.act + costs.load / plan.chunk_steps),
