@@ -300,7 +300,6 @@ def _replace(path: Path, text: str) -> None:
 
 def _progress(ray_tune: Any, values: Sequence[Mapping[str, Any]], trials: int) -> Any:
     """A line for every evaluation of every trial."""
-    console = Console(stderr=True)
 
     class Progress(ray_tune.Callback):  # type: ignore[misc]
         """Ray Tune's callback; it is pickled with the run, so it makes its console when it speaks."""
@@ -311,7 +310,7 @@ def _progress(ray_tune: Any, values: Sequence[Mapping[str, Any]], trials: int) -
             """A trial has reported."""
             number = result["config"]["trial"]
             done = sum(other.status == "TERMINATED" for other in trials)
-            console.print(
+            Console(stderr=True).print(
                 f"trial {number:>3} of {len(values)}  steps {result['env_steps']:>8,}  score {result['score']:+.4f}  "
                 f"({done} done)  {shown(values[number])}",
                 highlight=False,
