@@ -1,7 +1,7 @@
 """Catch, seen as a picture: a ball falls through a grid and a paddle on the last row has to be under it.
 
 After the `catch` of bsuite (Osband et al. 2020): 1 for a caught ball, −1 for a missed one, nothing before. What the
-agent sees is a picture of bytes, two pixels a cell: something for an image backbone to read that is learnt in a minute.
+agent sees is a picture of bytes, two pixels a cell: something small for an image backbone to read.
 
     python -m agent train --env benchmarks.catch:smu0/Catch-v0 --set agent.training.env_steps=12000
 
