@@ -164,6 +164,7 @@ def figure(found: dict[str, dict[str, list[Json]]], path: Path) -> None:
                     x=[-100 * run["metrics"]["max_drawdown"]["value"] for run in runs],
                     y=[100 * run["metrics"]["total_return"]["value"] for run in runs],
                     mode="markers",
+                    cliponaxis=False,
                     name=title.replace("… ", "smu0, "),
                     legendgroup=agent,
                     showlegend=agent not in shown,
@@ -184,7 +185,7 @@ def figure(found: dict[str, dict[str, list[Json]]], path: Path) -> None:
         template="plotly_white", width=1300, height=460, margin={"l": 60, "r": 20, "t": 50, "b": 90},
         legend={"orientation": "h", "y": -0.22},
     )  # fmt: skip
-    chart.write_html(path, include_plotlyjs=True)
+    chart.write_html(path, include_plotlyjs=True, config={"displayModeBar": False})
 
 
 def main() -> None:
