@@ -95,5 +95,5 @@ def test_recording_at_the_keyboard_of_any_environment(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "right" in result.output
     recorded = Demonstrations.load(out)
-    assert recorded.source["experiment"] == "smu0-2048-v0"
+    assert recorded.source["experiment"] == "2048-v0"
     assert 1 <= recorded.steps <= 4
