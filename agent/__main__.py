@@ -5,6 +5,7 @@ Here the agent meets the market, or any Gymnasium environment: this file wires w
 
 import json
 import shutil
+import signal
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -98,6 +99,8 @@ def train(
         if resume is not None and actors is None:
             actors = actors_of(directory)
         many = DistributedTrainer(agent, envs, settings, Cluster(address=ray, actors=actors, learners=learners))
+        # What a scheduler sends before it takes a machine away: time enough to save.
+        signal.signal(signal.SIGTERM, lambda number, frame: many.stop())
         try:
             if resume is not None:
                 many.resume()

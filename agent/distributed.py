@@ -521,6 +521,7 @@ class DistributedTrainer:
         self._looking: _Look | None = None
         self._owes_look = False
         self._learning = False
+        self._stopping = False
 
     @property
     def env_steps(self) -> int:
@@ -558,6 +559,10 @@ class DistributedTrainer:
         self.flow.owed = state["owed"]
         cut_metrics(self.settings.directory, self.updates)
 
+    def stop(self) -> None:
+        """Pause the run as soon as its driver looks up: it makes a last evaluation and saves."""
+        self._stopping = True
+
     def close(self) -> None:
         """Stop the actors; and Ray, where this run started it."""
         if self._started_ray:
@@ -571,7 +576,7 @@ class DistributedTrainer:
         with Curve(self.settings.directory, self.console, env_steps=self.env_steps, budget=training.env_steps) as curve:
             self._curve = curve
             try:
-                while self.env_steps < training.env_steps:
+                while self.env_steps < training.env_steps and not self._stopping:
                     self._give_orders()
                     self._hear()
                     self.seconds = before + time.monotonic() - started

@@ -146,6 +146,16 @@ def test_a_run_survives_sigkill_of_an_actor_of_the_replay_and_of_the_evaluator(t
 
 
 @pytest.mark.failures
+def test_sigterm_pauses_a_run_and_saves(tmp_path: Path) -> None:
+    run = _train(tmp_path, env_steps=1_000_000)
+    _until(lambda: len(_curve(tmp_path)) >= 1, run)
+    run.send_signal(signal.SIGTERM)
+    summary = _summary(run, tmp_path)
+    assert not summary["finished"]
+    assert summary["updates"] == _latest(tmp_path)["counters"]["updates"] == _curve(tmp_path)[-1]["updates"]
+
+
+@pytest.mark.failures
 @pytest.mark.parametrize("victim", ["learner", "driver"])
 def test_a_run_resumes_after_sigkill_of_learner_and_driver(tmp_path: Path, victim: str) -> None:
     run = _train(tmp_path, env_steps=4000)
@@ -186,5 +196,4 @@ def test_a_node_that_joins_is_used_and_one_that_leaves_is_missed_by_nobody(tmp_p
     assert seen["nodes"] == 2, "self-play ran on both"
     assert seen["steps_of_second"] > 0, "and the replay got experience from the second"
     assert seen["deaths"] >= 1, "whose actor was lost with it"
-    assert seen["env_steps"] >= seen["budget"]
-    assert seen["env_steps"] > seen["env_steps_when_it_left"]
+    assert seen["env_steps"] >= seen["env_steps_when_it_left"] + 2_000, "while the first went on"

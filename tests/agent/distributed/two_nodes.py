@@ -18,7 +18,7 @@ from agent.config import AgentConfig
 from agent.distributed import OBJECT_STORE_BYTES, Cluster, DistributedTrainer
 from agent.train import RunSettings
 
-BUDGET = 40_000
+BUDGET = 10**9  # the visitor ends the run
 
 
 class CartPole:
@@ -48,17 +48,22 @@ def main(directory: Path) -> dict[str, Any]:
     ray.init(address=cluster.address, log_to_driver=False)
     settings = RunSettings(directory=directory / "run", seed=0, code_version="test")
     trainer = DistributedTrainer(config, CartPole(), settings, Cluster(actors=2, chunk=10))
-    seen: dict[str, Any] = {"budget": BUDGET}
+    seen: dict[str, Any] = {}
 
     def come_and_go() -> None:
         while trainer.env_steps < 1_000:
             time.sleep(0.1)
         node = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES // 2)
-        while trainer.steps_by_seat[1] == 0 and trainer.env_steps < 0.8 * BUDGET:
+        while trainer.steps_by_seat[1] == 0:
             time.sleep(0.1)
         seen["steps_of_second"] = trainer.steps_by_seat[1]
-        seen["env_steps_when_it_left"] = trainer.env_steps
         cluster.remove_node(node, allow_graceful=False)
+        while trainer.deaths["self-play"] == 0:
+            time.sleep(0.1)
+        seen["env_steps_when_it_left"] = before = trainer.env_steps
+        while trainer.env_steps < before + 2_000:
+            time.sleep(0.1)
+        trainer.stop()
 
     visitor = threading.Thread(target=come_and_go, daemon=True)
     visitor.start()
