@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -215,6 +216,7 @@ def report_costs(*, quick: bool) -> Json:
 
 def one_run(actors: int, seed: int, env_steps: int) -> Json:
     """Train once (0 actors: in one process) and score the result. Returns what the table needs."""
+    from agent.checkpoint import load_policy
     from agent.config import AgentConfig
     from agent.distributed import Cluster, DistributedTrainer
     from agent.planner import Planner
@@ -228,7 +230,7 @@ def one_run(actors: int, seed: int, env_steps: int) -> Json:
     setting = SETTINGS[SETTING]
     with tempfile.TemporaryDirectory() as directory:
         settings = RunSettings(directory=Path(directory), seed=seed, code_version="benchmark")
-        started = time.perf_counter()
+        started, meter = time.perf_counter(), Meter()
         if actors:
             many = DistributedTrainer(config, Verification(setting), settings, Cluster(actors=actors))
             many.run()
@@ -238,9 +240,7 @@ def one_run(actors: int, seed: int, env_steps: int) -> Json:
             single = Trainer(config, Verification(setting), settings)
             single.run()
             counted = single.actor.env_steps, single.learner.updates, single.seconds
-        whole = time.perf_counter() - started
-        from agent.checkpoint import load_policy
-
+        whole, spent = time.perf_counter() - started, meter.read()
         policy: SearchPolicy = load_policy(Path(directory) / "checkpoints" / "latest")
     planner = Planner(policy.model, config.search)
 
@@ -253,7 +253,7 @@ def one_run(actors: int, seed: int, env_steps: int) -> Json:
     return {
         "actors": actors, "seed": seed, "env_steps": steps, "updates": updates, "seconds": seconds,
         "start_seconds": whole - seconds, "score": final["score"], "standard_error": final["standard_error"],
-        "load": os.getloadavg()[0],
+        "load": os.getloadavg()[0], "processor_seconds": spent,
     }  # fmt: skip
 
 
@@ -275,6 +275,10 @@ def report_runs(*, env_steps: int, seeds: int, actors: tuple[int, ...]) -> Json:
             ("env_steps_per_s", [r["env_steps"] / r["seconds"] for r in own]),
             ("updates_per_s", [r["updates"] / r["seconds"] for r in own]),
             ("start_seconds", [r["start_seconds"] for r in own]),
+            *(
+                (f"processor_seconds_{kind}", [r["processor_seconds"].get(kind, 0.0) for r in own])
+                for kind in sorted({kind for r in own for kind in r["processor_seconds"]})
+            ),
         ):
             error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else own[0]["standard_error"]
             metrics[f"{what}_{name}"] = {
@@ -287,9 +291,8 @@ def report_runs(*, env_steps: int, seeds: int, actors: tuple[int, ...]) -> Json:
 # --- memory --------------------------------------------------------------------------------------------------------
 
 
-def resident(root: int) -> Iterator[tuple[str, int]]:
-    """Title and private memory in bytes of every process under `root`, itself included. Shared pages (the object store)
-    count once, for the whole run, under "object store"."""
+def processes(root: int) -> Iterator[tuple[int, str]]:
+    """Every process under `root`, itself included, with what it is called."""
     parents: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -297,22 +300,68 @@ def resident(root: int) -> Iterator[tuple[str, int]]:
         except OSError:
             continue
         parents.setdefault(parent, []).append(int(entry.name))
-    waiting, shared = [root], 0
+    waiting = [root]
     while waiting:
         pid = waiting.pop()
         waiting += parents.get(pid, [])
         try:
-            title = (Path("/proc") / str(pid) / "cmdline").read_text().split("\0")[0]
-            pages = dict(
-                line.split(":", 1)
-                for line in (Path("/proc") / str(pid) / "status").read_text().splitlines()
-                if ":" in line
-            )
+            title = (Path("/proc") / str(pid) / "cmdline").read_text().replace("\0", " ").strip()
         except OSError:
             continue
+        if pid == root:
+            yield pid, "driver"
+        elif title.startswith("ray::"):
+            yield pid, title.removeprefix("ray::").split(".")[0].split(":")[0]
+        else:
+            yield pid, "ray"
+
+
+class Meter:
+    """Processor time of this process and all under it, also of those that have ended since."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[str, float]] = {}
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.5):
+            self._look()
+
+    def _look(self) -> None:
+        for pid, kind in processes(os.getpid()):
+            try:
+                fields = (Path("/proc") / str(pid) / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            # A process of Ray idles before it becomes an actor: its last name is what it was for.
+            self._seen[pid] = kind, (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def read(self) -> dict[str, float]:
+        """Seconds by what processes are. Ends the watch."""
+        self._done.set()
+        self._thread.join()
+        self._look()
+        found: dict[str, float] = {}
+        for kind, seconds in self._seen.values():
+            found[kind] = found.get(kind, 0.0) + seconds
+        return found
+
+
+def resident(root: int) -> Iterator[tuple[str, int]]:
+    """Name and private memory in bytes of every process under `root`, itself included. Shared pages (the object store)
+    count once, for the whole run, under "object store"."""
+    shared = 0
+    for pid, kind in processes(root):
+        try:
+            lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+        except OSError:
+            continue
+        pages = dict(line.split(":", 1) for line in lines if ":" in line)
         if "RssAnon" not in pages:
             continue
-        yield f"{Path(title.split()[0]).name if title else 'unknown'}-{pid}", int(pages["RssAnon"].split()[0]) * 1024
+        yield f"{kind}-{pid}", int(pages["RssAnon"].split()[0]) * 1024
         shared = max(shared, int(pages["RssShmem"].split()[0]) * 1024)
     yield "object store", shared
 
