@@ -6,6 +6,7 @@ goes on where each of its trials stood. The first trial is the configuration as 
 """
 
 import json
+import logging
 import math
 import os
 import statistics
@@ -153,6 +154,8 @@ def tune(
     connect(Cluster(address=cluster.address, actors=workers))
     from ray import tune as ray_tune
 
+    # It would warn that its own files of results are missing, which is as it should be: the curves are ours.
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
     values = drawn_values(space, values_of(experiment, space), settings.trials, settings.seed)
     state = directory / _STATE
 
