@@ -67,10 +67,12 @@ types: $(VENV)/.installed-dev
 imports: $(VENV)/.installed-dev
 	$(BIN)/lint-imports
 
-lock: ## pin again what pyproject.toml allows: writes requirements.lock and requirements-dev.lock
+lock: ## pin again what pyproject.toml allows: writes requirements.lock, requirements-dev.lock and requirements-ray.lock
 	$(PYTHON) -m venv var/lock-venv --clear
 	var/lock-venv/bin/python -m pip install -q setuptools==84.2.1 $(PIP_FLAGS) .
 	var/lock-venv/bin/python -m pip freeze --all --exclude pip --exclude smu0 | grep -v '^nvidia-\|^triton\|^cuda-' | sed 's/+cpu$$//' > requirements.lock
+	var/lock-venv/bin/python -m pip install -q --dry-run --report var/lock-venv/ray.json $(PIP_FLAGS) '.[cluster]'
+	var/lock-venv/bin/python -c "import json; found = json.load(open('var/lock-venv/ray.json'))['install']; print(*sorted((p['metadata']['name'] + '==' + p['metadata']['version'] for p in found if p['metadata']['name'] != 'smu0'), key=str.lower), sep='\n')" > requirements-ray.lock
 	var/lock-venv/bin/python -m pip install -q $(PIP_FLAGS) '.[dev]'
 	var/lock-venv/bin/python -m pip freeze --all --exclude pip --exclude smu0 | grep -v '^nvidia-\|^triton\|^cuda-' | sed 's/+cpu$$//' | grep -vxFf requirements.lock > requirements-dev.lock
 	rm -rf var/lock-venv build smu0.egg-info

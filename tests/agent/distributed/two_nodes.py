@@ -7,6 +7,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from agent.config import AgentConfig
 from agent.distributed import OBJECT_STORE_BYTES, Cluster, DistributedTrainer
 from agent.train import RunSettings
 
-BUDGET = 10**9  # the visitor ends the run
+BUDGET = 10**9  # the script ends the run itself
 
 
 class CartPole:
@@ -50,25 +51,24 @@ def main(directory: Path) -> dict[str, Any]:
     trainer = DistributedTrainer(config, CartPole(), settings, Cluster(actors=2, chunk=10))
     seen: dict[str, Any] = {}
 
-    def come_and_go() -> None:
-        while trainer.env_steps < 1_000:
+    def until(condition: Callable[[], bool]) -> None:
+        while not condition():
+            assert running.is_alive(), "the run ended early"
             time.sleep(0.1)
-        node = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES // 2)
-        while trainer.steps_by_seat[1] == 0:
-            time.sleep(0.1)
-        seen["steps_of_second"] = trainer.steps_by_seat[1]
-        cluster.remove_node(node, allow_graceful=False)
-        while trainer.deaths["self-play"] == 0:
-            time.sleep(0.1)
-        seen["env_steps_when_it_left"] = before = trainer.env_steps
-        while trainer.env_steps < before + 2_000:
-            time.sleep(0.1)
-        trainer.stop()
 
-    visitor = threading.Thread(target=come_and_go, daemon=True)
-    visitor.start()
-    trainer.run()
-    visitor.join(60)
+    # Ray starts and stops nodes from the main thread only, so it is the run that has one of its own.
+    running = threading.Thread(target=trainer.run)
+    running.start()
+    until(lambda: trainer.env_steps >= 1_000)
+    node = cluster.add_node(num_cpus=1, object_store_memory=OBJECT_STORE_BYTES // 2)
+    until(lambda: trainer.steps_by_seat[1] > 0)
+    seen["steps_of_second"] = trainer.steps_by_seat[1]
+    cluster.remove_node(node, allow_graceful=False)
+    until(lambda: trainer.deaths["self-play"] > 0)
+    seen["env_steps_when_it_left"] = before = trainer.env_steps
+    until(lambda: trainer.env_steps >= before + 2_000)
+    trainer.stop()
+    running.join()
     seen |= {"nodes": len(trainer.nodes), "deaths": trainer.deaths["self-play"], "env_steps": trainer.env_steps}
     ray.shutdown()
     cluster.shutdown()
