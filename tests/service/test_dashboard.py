@@ -222,6 +222,60 @@ def test_the_page_draws_everything_without_errors_or_outside_requests(
     visitor.assert_quiet()
 
 
+# The marks of the account come last, and what the page shows just before they do is noted.
+LATE_MARKS = """
+const ask = window.fetch;
+window.fetch = async (path, options) => {
+  const answer = await ask(path, options);
+  if (String(path).startsWith('/v1/paper/equity')) {
+    await new Promise((done) => setTimeout(done, 1500));
+    window.drawnBefore ??= document.querySelector('#chart-price .main-svg') !== null;
+  }
+  return answer;
+};
+"""
+
+
+@pytest.mark.browser
+def test_what_is_asked_for_together_is_drawn_together(visit: Callable[..., Visitor], key: str, paper_run: Any) -> None:
+    paper_run.advance(20)
+    visitor = visit()
+    script = visitor.tab.send("Page.addScriptToEvaluateOnNewDocument", source=LATE_MARKS)["identifier"]
+    try:
+        visitor.log_in(key, width=390)
+        visitor.tab.wait_for("document.querySelector('#chart-price .main-svg') !== null", 20)
+        assert visitor.tab.evaluate("window.drawnBefore") is False
+        assert visitor.tab.evaluate("document.documentElement.dataset.drawn") == "20"
+        visitor.assert_quiet()
+    finally:
+        visitor.tab.send("Page.removeScriptToEvaluateOnNewDocument", identifier=script)
+
+
+@pytest.mark.browser
+def test_candles_without_an_account_have_no_lane_of_exposure_until_there_is_one(
+    visit: Callable[..., Visitor], key: str, paper_run: Any
+) -> None:
+    paper_run.advance(20)
+    visitor = visit()
+    visitor.log_in(key, width=390)
+    visitor.tab.wait_for("document.querySelector('#chart-price .main-svg') !== null", 20)
+
+    def lanes(marks: str) -> Any:
+        return visitor.tab.evaluate(
+            "(async () => {"
+            "const read = async (name) => (await (await fetch(`/v1/paper/${name}?limit=99`)).json()).items;"
+            f"const figure = Charts.priceChart(await read('bars'), [], {marks}, [-1, 1]);"
+            "await Charts.draw('chart-price', figure, '');"
+            "return document.querySelectorAll('#chart-price .subplot').length; })()"
+        )
+
+    visitor.tab.evaluate("Plotly.purge('chart-price')")
+    assert lanes("[]") == 1
+    assert lanes("await read('equity')") == 2
+    assert lanes("[]") == 1
+    visitor.assert_quiet()
+
+
 @pytest.mark.browser
 def test_news_arrives_by_itself(visit: Callable[..., Visitor], key: str, paper_run: Any) -> None:
     paper_run.advance(20)

@@ -38,7 +38,8 @@ const Charts = (() => {
     return Plotly.react(box, figure.data, figure.layout, { displayModeBar: false, displaylogo: false, doubleClick: "reset" });
   };
 
-  // Candles, the fills in them, and the exposure held, on one time axis.
+  // Candles, the fills in them, and the exposure held, on one time axis. Before the account's first mark there is no
+  // exposure and no axis for it: Plotly cannot hang the time axis on one that has no curve.
   const priceChart = (bars, fills, equity, targets) => {
     if (!bars.length) return null;
     const c = colours();
@@ -52,6 +53,12 @@ const Charts = (() => {
       hovertemplate: "%{customdata}",
     });
     const held = equity.filter((point) => point.ts >= first);
+    const exposure = {
+      type: "scatter", mode: "lines", name: "Exposure", x: held.map((point) => iso(point.ts)), y: held.map((point) => point.exposure),
+      yaxis: "y2", line: { shape: "hv", width: 1.5, color: c.policy }, fill: "tozeroy", fillcolor: `rgba(${c.band}, 0.18)`,
+      hovertemplate: "%{y:.0%}",
+    };
+    const lane = axis(c, { domain: [0, 0.2], range: [Math.min(...targets) < 0 ? -1.08 : -0.08, 1.08], tickvals: [-1, 0, 1], ticktext: ["Short", "Flat", "Long"], fixedrange: true });
     return {
       data: [
         {
@@ -61,16 +68,12 @@ const Charts = (() => {
         },
         marks(shown.filter((fill) => fill.quantity > 0), "Bought", "triangle-up", c.up),
         marks(shown.filter((fill) => fill.quantity < 0), "Sold", "triangle-down", c.down),
-        {
-          type: "scatter", mode: "lines", name: "Exposure", x: held.map((point) => iso(point.ts)), y: held.map((point) => point.exposure),
-          yaxis: "y2", line: { shape: "hv", width: 1.5, color: c.policy }, fill: "tozeroy", fillcolor: `rgba(${c.band}, 0.18)`,
-          hovertemplate: "%{y:.0%}",
-        },
+        ...(held.length ? [exposure] : []),
       ],
       layout: frame(c, {
-        xaxis: axis(c, { type: "date", rangeslider: { visible: false }, anchor: "y2", showgrid: false }),
-        yaxis: axis(c, { domain: [0.27, 1] }),
-        yaxis2: axis(c, { domain: [0, 0.2], range: [Math.min(...targets) < 0 ? -1.08 : -0.08, 1.08], tickvals: [-1, 0, 1], ticktext: ["Short", "Flat", "Long"], fixedrange: true }),
+        xaxis: axis(c, { type: "date", rangeslider: { visible: false }, anchor: held.length ? "y2" : "y", showgrid: false }),
+        yaxis: axis(c, { domain: [held.length ? 0.27 : 0, 1] }),
+        ...(held.length ? { yaxis2: lane } : {}),
         showlegend: true, legend: legend(c), margin: { l: narrow() ? 8 : 62, r: 8, t: 26, b: 4 },
       }),
     };

@@ -48,10 +48,14 @@
     if (state[name].length > LIST_LIMIT[name]) state[name] = state[name].slice(-LIST_LIMIT[name]);
   };
 
-  const load = async (name) => {
-    const list = state[name];
-    const since = list.length ? `&since=${list[list.length - 1][TIMES[name]]}` : "";
-    merge(name, (await ask(`/v1/paper/${name}?limit=${LIST_LIMIT[name]}${since}`)).items);
+  // The news of several lists, taken in together once the last has come: whoever draws meanwhile sees all or none.
+  const load = async (...names) => {
+    const answers = await Promise.all(names.map((name) => {
+      const list = state[name];
+      const since = list.length ? `&since=${list[list.length - 1][TIMES[name]]}` : "";
+      return ask(`/v1/paper/${name}?limit=${LIST_LIMIT[name]}${since}`);
+    }));
+    names.forEach((name, at) => merge(name, answers[at].items));
   };
 
   // A bar brings a decision, a mark and perhaps a fill within one transaction. Ask once for what comes together, and
@@ -67,7 +71,7 @@
     try {
       do {
         again = false;
-        await Promise.all(["bars", "equity", "fills"].map(load));
+        await load("bars", "equity", "fills");
         render();
         await new Promise((done) => setTimeout(done, 700));
       } while (again);
@@ -93,7 +97,7 @@
   };
 
   const start = async () => {
-    await Promise.all(["decisions", "events"].map(load));
+    await load("decisions", "events");
     await refresh();
     renderTables();
   };
@@ -513,7 +517,6 @@
       setTimeout(boot, 3000);
       return;
     }
-    render();
     listen();
     setInterval(tick, 1000);
   };
