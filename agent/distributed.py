@@ -41,6 +41,7 @@ from agent.config import AgentConfig
 from agent.curve import Curve, cut_metrics, evaluation_row
 from agent.evaluation import Evaluation, evaluate
 from agent.experience import (
+    Ages,
     Chunk,
     EnvFactory,
     Gatherer,
@@ -51,6 +52,7 @@ from agent.experience import (
     make_model,
     make_replay,
     share_priorities,
+    shares,
     unpack,
 )
 from agent.fitting import Fitter, under
@@ -180,6 +182,8 @@ class SelfPlayWorker:
         self._load(weights)
         gatherer = self._gatherer
         gatherer.actor.env_steps = env_steps
+        if gatherer.second_lives is not None:  # as far as those of one process would be
+            gatherer.second_lives.actor.env_steps = round(self._config.replay.counterfactual_ratio * env_steps)
         first, second = RecordList(), RecordList()
         acted, lived = gatherer.acted, 0 if gatherer.second_lives is None else gatherer.second_lives.steps
         for _ in range(steps):
@@ -225,6 +229,7 @@ class ReplayWorker:
         first = [make_replay(env, config, rings=rings) for _ in range(rings)]
         second = [make_replay(env, config, share=ratio, rings=rings) for _ in range(rings)] if ratio else []
         self._memory = Memory(config, first, second, load_demonstrations(env, config, data_fingerprint))
+        self._ages = {"first": Ages(first), "second": Ages(second)}
         self._rng = np.random.default_rng(seed)
         self._records, self._env_steps = before.records, before.env_steps
         self._writers: dict[int, int] = {}
@@ -240,11 +245,14 @@ class ReplayWorker:
         self._writers[ring] = writer
         for record in unpack(first):
             replay.add(record)
+            self._ages["first"].count(ring)
             self._records += replay.rows
             self._env_steps += int(record.has_transition.sum())
-        if second:
-            for record in unpack(second):
-                self._memory.second[ring].add(record)
+        for record in unpack(second):
+            self._memory.second[ring].add(record)
+            self._ages["second"].count(ring)
+        for ages in self._ages.values():
+            ages.forget()
         return self.accepted()
 
     def accepted(self) -> Accepted:
@@ -271,10 +279,10 @@ class ReplayWorker:
         share_priorities([(ring, part) for ring, part, _ in parts], error)
 
     def draw(self, count: int) -> Drawn:
-        """Records of first lives to search anew, all of one ring drawn in proportion to its steps."""
+        """Records of first lives to search anew, all of one ring drawn in proportion to what is learnt from it."""
         rings = self._memory.first
-        steps = np.array([ring.steps for ring in rings], np.float64)
-        chosen = int(self._rng.choice(len(rings), p=steps / steps.sum()))
+        share = np.array(shares(rings), np.float64)
+        chosen = int(self._rng.choice(len(rings), p=share / share.sum()))
         ring = rings[chosen]
         row, column = ring.draw_records(count, self._rng)
         observations, mask = ring.read(row, column)
@@ -294,6 +302,7 @@ class ReplayWorker:
         for kind, rings in (("first", self._memory.first), ("second", self._memory.second)):
             for index, ring in enumerate(rings):
                 arrays |= {f"replay.{kind}.{index}.{name}": array for name, array in ring.get_state().items()}
+                arrays[f"ages.{kind}.{index}"] = self._ages[kind].get_state(index)
         accepted = self.accepted()
         return arrays, {
             "records": accepted.records,
@@ -309,6 +318,8 @@ class ReplayWorker:
                 if int(saved["added"]):
                     ring.set_state(saved)
                     ring.cut()
+            ages = under(arrays, f"ages.{kind}.")
+            self._ages[kind].set_state([ages[str(index)].astype(np.int64) for index in range(len(rings))])
         if bookkeeping is not None:
             self._records, self._env_steps = bookkeeping["records"], bookkeeping["env_steps"]
             self._rng.bit_generator.state = bookkeeping["rng"]
@@ -450,12 +461,14 @@ class EvaluatorWorker:
 
 @dataclass
 class _Seat:
-    """A self-play actor's place: who sits there, in which incarnation, whether it has come up, what it is at."""
+    """A self-play actor's place: who sits there, in which incarnation, whether it has come up, what it is at, and when
+    it was last given an order, counted in orders."""
 
     handle: Any
     incarnation: int
     node: str | None = None
     busy: bool = False
+    ordered: int = 0
 
 
 @dataclass(frozen=True)
@@ -495,7 +508,7 @@ class DistributedTrainer:
         self.chunk = cluster.chunk or int(np.clip(round(16 / (price * rows)), 1, 32))
         self._envs = ray.put(envs)
         seeds = np.random.SeedSequence(settings.seed).generate_state(4)
-        self._evaluation_seed, self._replay_seed, self._learner_seed, self._actor_seed = map(int, seeds)
+        self.evaluation_seed, self._replay_seed, self._learner_seed, self._actor_seed = map(int, seeds)
         self._use_gpu = config.learner.device != "cpu" and _resources().get("GPU", 0) >= cluster.learners
         # One chunk of every actor under way and as much again waiting: nobody idles, nothing piles up.
         self.flow = ReplayRatio(
@@ -511,6 +524,7 @@ class DistributedTrainer:
         self.deaths = {"self-play": 0, "replay": 0, "evaluator": 0}
         self.nodes: set[str] = set()  # that self-play has run on
         self.steps_by_seat = [0] * self.actors  # records accepted of each self-play actor's place
+        self._orders = 0  # of experience, given so far
         self._deaths_in_a_row = 0
         self._replay_number = 0
         self._returns: list[float] = []
@@ -652,13 +666,15 @@ class DistributedTrainer:
         self._order_updates()
         self._order_look()
         rows = self.config.self_play.num_envs
-        for index, seat in enumerate(self._seats):
+        # Who has waited longest comes first: where the learner binds, there is not an order for everybody each time.
+        for index, seat in sorted(enumerate(self._seats), key=lambda place: place[1].ordered):
             if seat.node is None or seat.busy:
                 continue
             if not self.flow.may_order or self.env_steps + self.flow.ordered >= self.config.training.env_steps:
                 return
             self.flow.order(self.chunk * rows)
-            seat.busy = True
+            self._orders += 1
+            seat.busy, seat.ordered = True, self._orders
             first, second, reply = seat.handle.gather.options(num_returns=3).remote(
                 self._weights, self.chunk, self.env_steps
             )
@@ -887,7 +903,7 @@ class DistributedTrainer:
         )
 
     def _new_evaluator(self) -> Any:
-        return self._remote(EvaluatorWorker).remote(self._envs, self.config, seed=self._evaluation_seed)
+        return self._remote(EvaluatorWorker).remote(self._envs, self.config, seed=self.evaluation_seed)
 
     def _remote(self, worker: type, *, gpus: int = 0) -> Any:
         """The class as an actor. The replay and the evaluator mostly wait and share a processor."""
@@ -964,7 +980,7 @@ def _split(
     arrays: Mapping[str, NDArray[np.generic]],
 ) -> tuple[dict[str, NDArray[np.generic]], dict[str, NDArray[np.generic]]]:
     """The arrays of the replay and the others."""
-    rings = {name: array for name, array in arrays.items() if name.startswith("replay.")}
+    rings = {name: array for name, array in arrays.items() if name.startswith(("replay.", "ages."))}
     return rings, {name: array for name, array in arrays.items() if name not in rings}
 
 

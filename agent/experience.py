@@ -3,6 +3,7 @@
 Legend: N environments (rows), T columns of a chunk, S sequences of a batch.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Protocol
@@ -179,7 +180,7 @@ class Memory:
     """What is learnt from: rings of first lives and, where there are any, rings of second ones and demonstrations.
 
     Every ring belongs to one vector of environments, whose rows advance together. Batches mix first and second lives
-    in the configured proportion; among rings of a kind each has its share of the steps held.
+    in the configured proportion; among rings of a kind each has its share of the steps learnt from.
     """
 
     def __init__(
@@ -218,7 +219,7 @@ class Memory:
         if not size:
             return parts
         ratio = self._config.replay.counterfactual_ratio
-        ready = any(ring.size > 1 for ring in self.second)
+        ready = any(ring.window > 1 for ring in self.second)
         second = round(size * ratio / (1.0 + ratio)) if ready else 0
         parts += self._draw(self.first, size - second, rng)
         return parts + self._draw(self.second, second, rng) if second else parts
@@ -227,14 +228,58 @@ class Memory:
         unroll = self._config.learner.unroll
         if len(rings) == 1:
             return [(rings[0], rings[0].sample(size, unroll, rng))]
-        counts = ring_counts([ring.steps if ring.size > 1 else 0 for ring in rings], size, rng)
+        counts = ring_counts(shares(rings), size, rng)
         return [
             (ring, ring.sample(count, unroll, rng)) for ring, count in zip(rings, counts.tolist(), strict=True) if count
         ]
 
 
+def shares(rings: Sequence[Replay]) -> list[int]:
+    """Records of each ring to learn from; none where there is no transition among them."""
+    return [ring.window * ring.rows if ring.window > 1 else 0 for ring in rings]
+
+
+class Ages:
+    """Keeps several rings to what one ring in their place would hold: the newest records of all of them together.
+
+    A ring by itself forgets only what newer records of its own actor displace. Without this, what an actor that is
+    slower than the others, or gone, has left behind would be learnt from for ever.
+    """
+
+    def __init__(self, rings: Sequence[Replay]) -> None:
+        self._rings = rings
+        self._room = sum(ring.columns * ring.rows for ring in rings)
+        self._made = 0
+        # Of every column held, how many records there were of all rings when it came.
+        self._numbers: list[deque[int]] = [deque(maxlen=ring.columns) for ring in rings]
+
+    def count(self, index: int) -> None:
+        """A column has been added to this ring."""
+        self._made += self._rings[index].rows
+        self._numbers[index].append(self._made)
+
+    def forget(self) -> None:
+        """Limit every ring to its columns that are among the newest."""
+        for ring, numbers in zip(self._rings, self._numbers, strict=True):
+            while numbers and numbers[0] <= self._made - self._room:
+                numbers.popleft()
+            ring.horizon = len(numbers)
+
+    def get_state(self, index: int) -> NDArray[np.int64]:
+        """The numbers of this ring's columns, oldest first."""
+        return np.asarray(self._numbers[index], np.int64)
+
+    def set_state(self, numbers: Sequence[NDArray[np.int64]]) -> None:
+        """Take up what `get_state` gave for each ring."""
+        for own, saved in zip(self._numbers, numbers, strict=True):
+            own.clear()
+            own.extend(saved.tolist())
+        self._made = max((own[-1] for own in self._numbers if own), default=0)
+        self.forget()
+
+
 def ring_counts(steps: Sequence[int], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """How many of `size` sequences each ring gives: in expectation its share of the steps held.
+    """How many of `size` sequences each ring gives: in expectation its share of the steps learnt from.
 
     The batch is cut into a few groups, and each group comes from one ring drawn in proportion to its steps.
     """

@@ -122,6 +122,7 @@ class Replay:
         self.discount = discount
         self.players = players
         self.added = 0  # columns ever written
+        self.horizon = columns  # newest columns that may be learnt from; fewer where other rings hold newer records
         shape = (rows, columns)
         self._store: dict[str, NDArray[Any]] = {
             "action": np.zeros((*shape, action_parts) if action_parts else shape, np.int64),
@@ -146,11 +147,11 @@ class Replay:
     @property
     def window(self) -> int:
         """Columns learnt from: the newest ones."""
-        config = self.config
+        config, held = self.config, min(self.size, self.horizon)
         if config.window_fraction == 0.0:
-            return self.size
+            return held
         wanted = max(config.window_steps // self.rows, int(config.window_fraction * self.added), 2)
-        return min(wanted, self.size)
+        return min(wanted, held)
 
     @property
     def steps(self) -> int:
@@ -186,10 +187,10 @@ class Replay:
     def sample(self, count: int, unroll: int, rng: np.random.Generator) -> Batch:
         """Draw sequences and compute their targets; no loop over sequences or unroll steps.
 
-        Raises ValueError while fewer than two columns are stored.
+        Raises ValueError while there are fewer than two columns to learn from.
         """
-        if self.size < 2:
-            raise ValueError(f"sampling needs at least 2 records per environment; found {self.size}")
+        if self.window < 2:
+            raise ValueError(f"sampling needs at least 2 records per environment; found {self.window}")
         row, column, weight = self._draw(count, rng)
         length = unroll + 1 + self.config.n_step
         newest = (self.added - 1) % self.columns

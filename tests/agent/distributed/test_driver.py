@@ -55,6 +55,24 @@ def test_counters_are_what_the_replay_accepted(trainer: Make, world: Any) -> Non
     assert run.accepted.records > run.env_steps, "last observations of episodes are records but no steps"
 
 
+def test_actors_take_turns_where_the_learner_is_the_slower(trainer: Make, world: Any) -> None:
+    waiting: list[Any] = []  # updates are always the last thing to be done
+
+    def last(refs: list[Any], *, num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        acting = [ref for ref in refs if ref.task.method != "learn"]
+        waiting.append(len(refs) - len(acting))
+        chosen = (acting or refs)[0]
+        chosen.task.run()
+        return [chosen], [ref for ref in refs if ref is not chosen]
+
+    run = trainer(actors=5)
+    run._ray.wait = last
+    run.run()
+    assert sum(waiting) > 10, "the learner was behind"
+    assert min(run.steps_by_seat) > 0
+    assert max(run.steps_by_seat) - min(run.steps_by_seat) <= 2 * run.chunk * run.config.self_play.num_envs
+
+
 @pytest.mark.parametrize("method", ["gather", "ready", "search"])
 def test_a_self_play_actor_that_dies_is_replaced_and_its_lost_steps_do_not_count(
     trainer: Make, world: Any, method: str

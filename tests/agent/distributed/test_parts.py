@@ -8,7 +8,7 @@ import torch
 
 from agent.config import AgentConfig, NetworkConfig
 from agent.distributed import Places, ReplayWorker, Searched, SelfPlayWorker
-from agent.experience import Memory, RecordList, ring_counts, unpack
+from agent.experience import Memory, RecordList, ring_counts, shares, unpack
 from agent.flow import Accepted
 from agent.networks.flat import flat_weights, load_flat
 from agent.networks.model import StochasticMuZero
@@ -121,6 +121,35 @@ def test_no_episode_runs_from_a_dead_actor_into_its_successor(replay: ReplayWork
     assert not ring.get_state()["has_transition"][:, 5].any()
 
 
+def test_what_an_actor_left_behind_is_forgotten_when_the_others_have_made_as_much_as_there_is_room_for(
+    replay: ReplayWorker,
+) -> None:
+    """The SMALL replay has room for 160 records: two rings of 20 columns of 4."""
+    first, second = replay._memory.first
+    assert (first.columns, second.columns) == (20, 20)
+    replay.add(0, 1, _chunk(20), {})
+    replay.add(1, 1, _chunk(20, seed=1), {})
+    assert shares([first, second]) == [80, 80]
+    replay.add(1, 1, _chunk(8, seed=2), {})
+    assert shares([first, second]) == [48, 80], "the 32 oldest records of all are the first actor's"
+    number, batch = replay.sample(0)
+    ring, part, _ = replay._sampled[number][0]
+    assert ring is not first or part.age.max() < 12
+    assert len(batch.row) == 16
+    replay.add(1, 1, _chunk(12, seed=3), {})
+    assert shares([first, second]) == [0, 80]
+    assert {id(ring) for _ in range(20) for ring, *_ in replay._sampled[replay.sample(0)[0]]} == {id(second)}
+    assert replay.draw(8).places.ring.tolist() == [1] * 8
+    replay.add(0, 2, _chunk(5, seed=4), {})
+    assert shares([first, second]) == [20, 80], "who comes back is learnt from at once"
+
+
+def test_rings_that_fill_at_the_same_pace_forget_what_one_ring_would(replay: ReplayWorker) -> None:
+    for step in range(60):
+        replay.add(step % 2, 1, _chunk(1, seed=step), {})
+    assert shares(replay._memory.first) == [80, 80]
+
+
 def test_what_was_searched_anew_does_not_overwrite_what_is_newer(replay: ReplayWorker) -> None:
     ring = replay._memory.first[0]
     replay.add(0, 1, _chunk(ring.columns), {})
@@ -150,7 +179,8 @@ def test_late_priorities_do_not_fall_on_newer_records(replay: ReplayWorker) -> N
 
 def test_a_replay_comes_back_as_it_was(replay: ReplayWorker, envs: Any) -> None:
     replay.add(0, 1, _chunk(6), {})
-    replay.add(1, 1, _chunk(4, seed=1), {})
+    replay.add(1, 1, _chunk(38, seed=1), {})
+    assert shares(replay._memory.first) == [8, 80]
     arrays, bookkeeping = replay.get_state()
     other = ReplayWorker(envs, AgentConfig.model_validate(SMALL), rings=2, seed=5, before=Accepted())
     assert other.set_state(arrays, bookkeeping) == replay.accepted()
@@ -159,6 +189,10 @@ def test_a_replay_comes_back_as_it_was(replay: ReplayWorker, envs: Any) -> None:
     first, second = replay.sample(0)[1], other.sample(0)[1]
     assert np.array_equal(first.value, second.value)
     assert np.array_equal(first.column, second.column)
+    assert shares(other._memory.first) == [8, 80]
+    for one in (replay, other):
+        one.add(1, 1, _chunk(1, seed=2), {})
+        assert shares(one._memory.first) == [0, 80], "less than a transition is nothing"
 
 
 def test_an_actor_gathers_first_and_second_lives_in_their_proportion() -> None:
@@ -175,7 +209,10 @@ def test_an_actor_gathers_first_and_second_lives_in_their_proportion() -> None:
     config = AgentConfig.model_validate(raw)
     worker = SelfPlayWorker(Regime(), config, seed=0)
     weights = flat_weights(worker._model)
-    first, second, reply = worker.gather(weights, 16, 0)
+    first, second, reply = worker.gather(weights, 16, 100)
+    lives = worker._gatherer.second_lives
+    assert lives is not None
+    assert lives.actor.env_steps == 50 + reply.second_steps, "their temperature follows the run, not this actor"
     assert first["reward"].shape == (16, 4)
     assert second["reward"].shape == (8, 4)
     assert reply.acted == first["has_transition"].sum() + reply.second_steps
