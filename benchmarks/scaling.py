@@ -1,7 +1,7 @@
 """What training on many processes costs, gains, and would gain with more of them.
 
     python -m benchmarks.scaling costs                    every step and message, timed here; the prediction from them
-    python -m benchmarks.scaling runs --env-steps 60000   one process against 1 and 2 actors, on the regime market
+    python -m benchmarks.scaling runs                     one process against 1 and 2 actors, on the regime market
     python -m benchmarks.scaling memory --minutes 60      memory of every process of a run, once a minute
     ... [--quick] [--json]
 
@@ -214,62 +214,91 @@ def report_costs(*, quick: bool) -> Json:
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-def one_run(actors: int, seed: int, env_steps: int) -> Json:
-    """Train once (0 actors: in one process) and score the result. Returns what the table needs."""
+@dataclass(frozen=True)
+class Job:
+    """One run. actors: 0 trains in one process. envs: environments of each actor, None as configured."""
+
+    actors: int
+    seed: int
+    env_steps: int
+    envs: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What the table calls it."""
+        if not self.actors:
+            return "one_process"
+        return f"{self.actors}_actors" + ("" if self.envs is None else f"_of_{self.envs}")
+
+
+def one_run(job: Job) -> Json:
+    """Train once and score the result. Returns what the table needs, the curve included."""
     from agent.checkpoint import load_policy
     from agent.config import AgentConfig
+    from agent.curve import METRICS
     from agent.distributed import Cluster, DistributedTrainer
     from agent.planner import Planner
     from agent.policy import Observations
     from agent.search_policy import SearchPolicy
     from agent.train import RunSettings, Trainer
-    from benchmarks.learning import CONFIG, SETTINGS, Verification, merged, score
+    from benchmarks.learning import CONFIG, SETTINGS, Verification, merged, relative, score
 
-    every = {"evaluate_every": 1_000_000, "evaluation_episodes": 8}
-    config = AgentConfig.model_validate(merged(CONFIG, {"training": {"env_steps": env_steps, **every}}))
+    changes: Json = {"training": {"env_steps": job.env_steps, "evaluate_every": 800}}
+    if job.envs is not None:
+        changes["self_play"] = {"num_envs": job.envs}
+    config = AgentConfig.model_validate(merged(CONFIG, changes))
     setting = SETTINGS[SETTING]
     with tempfile.TemporaryDirectory() as directory:
-        settings = RunSettings(directory=Path(directory), seed=seed, code_version="benchmark")
+        settings = RunSettings(directory=Path(directory), seed=job.seed, code_version="benchmark")
         started, meter = time.perf_counter(), Meter()
-        if actors:
-            many = DistributedTrainer(config, Verification(setting), settings, Cluster(actors=actors))
+        if job.actors:
+            many = DistributedTrainer(config, Verification(setting), settings, Cluster(actors=job.actors))
             many.run()
             counted = many.env_steps, many.updates, many.seconds
+            evaluation_seed = many.evaluation_seed
             many.close()
         else:
             single = Trainer(config, Verification(setting), settings)
             single.run()
             counted = single.actor.env_steps, single.learner.updates, single.seconds
+            evaluation_seed = single.validation_seed
         whole, spent = time.perf_counter() - started, meter.read()
         policy: SearchPolicy = load_policy(Path(directory) / "checkpoints" / "latest")
+        rows = [json.loads(line) for line in (Path(directory) / METRICS).read_text().splitlines()]
     planner = Planner(policy.model, config.search)
 
     def act(observations: Any) -> Any:
         entries: Observations = {"observation": observations}
         return planner.plan(entries, action_mask=None)[0].action.astype(np.int64)
 
-    final = score(setting, act, seed)
+    final = score(setting, act, job.seed)
     steps, updates, seconds = counted
+    points = [{name: row[name] for name in ("env_steps", "score")} for row in rows]
+    points = relative(points, setting, evaluation_seed)
     return {
-        "actors": actors, "seed": seed, "env_steps": steps, "updates": updates, "seconds": seconds,
+        **asdict(job), "env_steps": steps, "updates": updates, "seconds": seconds,
         "start_seconds": whole - seconds, "score": final["score"], "standard_error": final["standard_error"],
         "load": os.getloadavg()[0], "processor_seconds": spent,
+        "curve": [[point["env_steps"], round(point["score"], 3)] for point in points],
     }  # fmt: skip
 
 
-def report_runs(*, env_steps: int, seeds: int, actors: tuple[int, ...]) -> Json:
-    """Every run in a process of its own, interleaved by seed."""
+def report_runs(jobs: list[Job], *, out: Path | None = None) -> Json:
+    """Every run in a process of its own. out: a file that takes every run as a line of JSON as soon as it is done."""
     rows = []
-    for seed in range(seeds):
-        for count in actors:
-            command = [sys.executable, "-m", "benchmarks.scaling", "--job", json.dumps([count, seed, env_steps])]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-            print(f"{rows[-1]}", file=sys.stderr, flush=True)
+    # Ray makes its workers nicer than their driver by 15, which on a machine shared with others is another machine.
+    equal = {**os.environ, "RAY_worker_niceness": "0"}
+    for job in jobs:
+        command = [sys.executable, "-m", "benchmarks.scaling", "--job", json.dumps(asdict(job))]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=equal)
+        rows.append({"name": job.name, **json.loads(done.stdout.splitlines()[-1])})
+        print(f"{rows[-1]}", file=sys.stderr, flush=True)
+        if out is not None:
+            with out.open("a") as stream:
+                stream.write(json.dumps(rows[-1]) + "\n")
     metrics: Json = {}
-    for count in actors:
-        own = [row for row in rows if row["actors"] == count]
-        name = f"{count}_actors" if count else "one_process"
+    for name in dict.fromkeys(job.name for job in jobs):
+        own = [row for row in rows if row["name"] == name]
         for what, values in (
             ("score", [r["score"] for r in own]),
             ("env_steps_per_s", [r["env_steps"] / r["seconds"] for r in own]),
@@ -350,34 +379,65 @@ class Meter:
 
 
 def resident(root: int) -> Iterator[tuple[str, int]]:
-    """Name and private memory in bytes of every process under `root`, itself included. Shared pages (the object store)
-    count once, for the whole run, under "object store"."""
+    """Name and private memory in bytes of every process under `root`, itself included; and, as "object store", the
+    pages that any one of them has touched of the memory they share."""
     shared = 0
     for pid, kind in processes(root):
+        folder = Path("/proc") / str(pid)
         try:
-            lines = (Path("/proc") / str(pid) / "status").read_text().splitlines()
+            lines = (folder / "status").read_text().splitlines()
+            maps = (folder / "smaps").read_text()
         except OSError:
             continue
         pages = dict(line.split(":", 1) for line in lines if ":" in line)
         if "RssAnon" not in pages:
             continue
         yield f"{kind}-{pid}", int(pages["RssAnon"].split()[0]) * 1024
-        shared = max(shared, int(pages["RssShmem"].split()[0]) * 1024)
+        shared = max(shared, plasma_bytes(maps))
     yield "object store", shared
 
 
-def report_memory(*, minutes: float, every: float, actors: int) -> Json:
-    """Run on Ray for some minutes and sample the memory of every process; the slope of each after warm-up."""
+def plasma_bytes(maps: str) -> int:
+    """Resident bytes of Ray's object store, a file named plasma on /dev/shm or elsewhere, in the text of an smaps."""
+    inside, total = False, 0
+    for line in maps.splitlines():
+        head = line.split(":", 1)[0]
+        if " " in head:  # an address range: a new mapping
+            inside = "plasma" in line
+        elif inside and head == "Rss":
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def report_memory(*, minutes: float, every: float, actors: int, out: Path | None = None) -> Json:
+    """Run on Ray for some minutes and sample the memory of every process; the slope of each after warm-up.
+
+    out: a file that takes every sample as a line of JSON as soon as it is taken, so that a run cut short is not lost.
+    """
     script = f"import json,sys;from benchmarks.scaling import endless_run;endless_run({actors}, {minutes})"
     samples: list[tuple[float, dict[str, int]]] = []
     run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     started = time.monotonic()
     while run.poll() is None:
         time.sleep(every)
-        samples.append((time.monotonic() - started, dict(resident(run.pid))))
+        at, found = time.monotonic() - started, dict(resident(run.pid))
+        if "driver" not in {name.split("-")[0] for name in found}:
+            break
+        samples.append((at, found))
+        if out is not None:
+            with out.open("a") as stream:
+                stream.write(json.dumps({"seconds": round(at, 1), "bytes": found}) + "\n")
+    run.wait()
+    if run.returncode:
+        raise RuntimeError(f"the run whose memory was watched ended with exit status {run.returncode}, expected 0")
+    return {"metrics": memory_slopes(samples), "minutes": samples[-1][0] / 60, "samples": len(samples)}
+
+
+def memory_slopes(samples: list[tuple[float, dict[str, int]]], *, warm_up: float = 1 / 3) -> Json:
+    """What each process held at the end and how fast it grew after the warm-up, the first part of the samples: rings
+    fill and allocators settle then. samples: seconds, and bytes by process. Slopes are least squares, in MiB/h."""
     metrics: Json = {}
-    # The first third is warm-up: rings fill, allocators settle.
-    late = [(at, found) for at, found in samples if at > (samples[-1][0] / 3 if samples else 0)]
+    late = [(at, found) for at, found in samples if at > samples[-1][0] * warm_up]
     for name in sorted({name for _, found in late for name in found}):
         points = [(at, found[name]) for at, found in late if name in found]
         if len(points) < 3:
@@ -386,22 +446,19 @@ def report_memory(*, minutes: float, every: float, actors: int) -> Json:
         slope = float(np.polyfit(times / 3600, sizes / 2**20, 1)[0])
         metrics[f"mib_{name}"] = {"value": sizes[-1] / 2**20, "unit": "MiB", "low": sizes.min() / 2**20,
                                   "high": sizes.max() / 2**20, "mib_per_hour": slope}  # fmt: skip
-    return {"metrics": metrics, "minutes": samples[-1][0] / 60 if samples else 0.0, "samples": len(samples)}
+    return metrics
 
 
 def endless_run(actors: int, minutes: float) -> None:
-    """A distributed run that the clock ends."""
+    """A distributed run that the clock ends, with the configuration of the other runs and checkpoints besides. Its
+    replay is full after 30,000 steps, which are the first minutes even of a busy machine."""
     from agent.config import AgentConfig
     from agent.distributed import Cluster, DistributedTrainer
     from agent.train import RunSettings
     from benchmarks.learning import CONFIG, SETTINGS, Verification, merged
 
-    changes = {
-        "training": {"env_steps": 10**9, "evaluate_every": 100, "checkpoint_every": 200, "evaluation_episodes": 8}
-    }
-    config = AgentConfig.model_validate(
-        merged(CONFIG, changes, {"replay": {"capacity_steps": 4_000, "min_steps": 500}})
-    )
+    changes = {"training": {"env_steps": 10**9, "checkpoint_every": 1000}}
+    config = AgentConfig.model_validate(merged(CONFIG, changes))
     with tempfile.TemporaryDirectory() as directory:
         settings = RunSettings(directory=Path(directory), seed=0, code_version="benchmark", minutes=minutes)
         trainer = DistributedTrainer(config, Verification(SETTINGS[SETTING]), settings, Cluster(actors=actors))
@@ -412,31 +469,35 @@ def endless_run(actors: int, minutes: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=["costs", "runs", "memory"], default="costs")
-    parser.add_argument("--env-steps", type=int, default=60_000)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--env-steps", type=int, default=200_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--actors", type=int, nargs="+", default=[0, 1, 2], help="runs: 0 is one process")
+    parser.add_argument("--envs", type=int, default=None, help="runs: environments of each actor")
     parser.add_argument("--minutes", type=float, default=60.0, help="memory: how long")
     parser.add_argument("--every", type=float, default=60.0, help="memory: seconds between samples")
+    parser.add_argument("--out", type=Path, default=None, help="a file for every run or sample, as soon as it is there")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--job", default=None, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.job is not None:
-        print(json.dumps(one_run(*json.loads(options.job))))
+        print(json.dumps(one_run(Job(**json.loads(options.job)))))
         return
     if options.what == "costs":
         found = report_costs(quick=options.quick)
     elif options.what == "runs":
+        seeds = options.seeds[:1] if options.quick else options.seeds
+        steps = 6_000 if options.quick else options.env_steps
         found = report_runs(
-            env_steps=6_000 if options.quick else options.env_steps,
-            seeds=1 if options.quick else options.seeds,
-            actors=tuple(options.actors),
+            [Job(count, seed, steps, options.envs if count else None) for seed in seeds for count in options.actors],
+            out=options.out,
         )
     else:
         found = report_memory(
             minutes=1.0 if options.quick else options.minutes,
             every=2.0 if options.quick else options.every,
             actors=max(options.actors[-1], 1),
+            out=options.out,
         )
     output: Json = {
         "benchmark": "scaling",
@@ -451,7 +512,8 @@ def main() -> None:
     print(output["machine"])
     for name, metric in output["metrics"].items():
         spread = "" if metric["low"] is None else f" ({metric['low']:.4g} to {metric['high']:.4g})"
-        print(f"  {name:52} {metric['value']:12.5g}{spread} {metric['unit']}")
+        slope = f", {metric['mib_per_hour']:+.2f} MiB/h" if "mib_per_hour" in metric else ""
+        print(f"  {name:52} {metric['value']:12.5g}{spread} {metric['unit']}{slope}")
 
 
 if __name__ == "__main__":
