@@ -48,7 +48,11 @@ class SelfPlayConfig(_Config):
     )
     temperature_final: float = Field(1.0, ge=0, description="temperature at the end of `temperature_steps`")
     temperature_steps: int = Field(
-        200_000, ge=1, description="environment steps over which the temperature falls linearly"
+        200_000, ge=1, description="environment steps over which temperature and noise fall linearly"
+    )
+    temperature_delay: int = Field(0, ge=0, description="environment steps before temperature and noise begin to fall")
+    noise_final: float = Field(
+        1.0, ge=0, le=1, description="share of search.dirichlet_fraction that is left at the end of `temperature_steps`"
     )
 
 

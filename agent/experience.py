@@ -113,8 +113,10 @@ class Gatherer:
             )
         again = envs.train(config.self_play.num_envs, env_seed)
         again.reset(seed=env_seed)
+        second = SelfPlay(again, planner, config, seed=seeds[1])
+        second.follows = self.actor
         self.second_lives = SecondLives(
-            SelfPlay(again, planner, config, seed=seeds[1]),
+            second,
             states=config.replay.counterfactual_states,
             length=config.replay.counterfactual_length,
             hold=config.replay.counterfactual_hold,

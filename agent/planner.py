@@ -42,7 +42,7 @@ class Planner:
         action_mask: NDArray[np.bool_] | None,
         simulations: int | None = None,
         seeds: NDArray[np.uint64] | None = None,
-        explore: bool = False,
+        explore: float = 0.0,
         row_by_row: bool = False,
         with_tree: bool = False,
     ) -> tuple[SearchResult, NDArray[np.float32]]:

@@ -27,8 +27,17 @@ from agent.targets import sharpened
 def temperature(env_steps: int, config: AgentConfig) -> float:
     """Linear from `temperature` to `temperature_final`."""
     play = config.self_play
-    progress = min(1.0, env_steps / play.temperature_steps)
-    return play.temperature + (play.temperature_final - play.temperature) * progress
+    return play.temperature + (play.temperature_final - play.temperature) * _progress(env_steps, config)
+
+
+def noise_share(env_steps: int, config: AgentConfig) -> float:
+    """Share of the root noise that is still mixed in: linear from 1 to `noise_final`."""
+    return 1.0 + (config.self_play.noise_final - 1.0) * _progress(env_steps, config)
+
+
+def _progress(env_steps: int, config: AgentConfig) -> float:
+    play = config.self_play
+    return min(1.0, max(0, env_steps - play.temperature_delay) / play.temperature_steps)
 
 
 def sample_by_visits(
@@ -77,6 +86,7 @@ class SelfPlay:
             )
         self.players = player_count(env)
         self.env_steps = 0
+        self.follows: SelfPlay | None = None  # whose steps exploration falls with, where they are not its own
         self.returns: list[float] = []  # of episodes finished since last taken, for the player who moved first
         self.reset(seed)
 
@@ -97,7 +107,8 @@ class SelfPlay:
         """
         rows = self.env.num_envs
         seeds = self.rng.integers(0, 2**63, size=rows, dtype=np.uint64)
-        result, _ = self.planner.plan(self.observations, action_mask=self.mask, seeds=seeds, explore=True)
+        explore = noise_share(self._explored, self.config)
+        result, _ = self.planner.plan(self.observations, action_mask=self.mask, seeds=seeds, explore=explore)
         action = self._explore(result) if forced is None else forced
         observation, reward, terminated, truncated, infos = self.env.step(action)
         record = Record(
@@ -124,7 +135,7 @@ class SelfPlay:
     def _trust(self, result: SearchResult, action: NDArray[np.int64], *, forced: bool) -> NDArray[np.float32]:
         """min(1, π/μ) [N] of the actions taken; 1 where nothing is corrected. Forced actions are drawn uniformly."""
         replay, rows = self.config.replay, np.arange(len(action))
-        warmth = temperature(self.env_steps, self.config)
+        warmth = temperature(self._explored, self.config)
         if not replay.correct_exploration or not result.visits.any() or (warmth == 0 and not forced):
             return np.ones(len(action), np.float32)
         target = sharpened(result.visits, replay.target_sharpness)[rows, action]
@@ -137,8 +148,12 @@ class SelfPlay:
         taken, self.returns = self.returns, []
         return taken
 
+    @property
+    def _explored(self) -> int:
+        return self.env_steps if self.follows is None else self.follows.env_steps
+
     def _explore(self, result: SearchResult) -> NDArray[np.int64]:
         if self.config.search.root == "gumbel":
             return result.chosen(result.action)  # the Gumbel noise of the root has explored already
-        drawn = sample_by_visits(result.visits, temperature(self.env_steps, self.config), self.rng)
+        drawn = sample_by_visits(result.visits, temperature(self._explored, self.config), self.rng)
         return result.chosen(drawn)

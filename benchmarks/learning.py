@@ -36,7 +36,11 @@ Json = dict[str, Any]
 
 DISCOUNT = 0.97
 EVALUATION_EPISODES, EVALUATION_STEPS = 64, 256  # of each point of a curve
-SCORE_EPISODES, SCORE_STEPS = 256, 512  # of the final score
+SCORE_EPISODES, SCORE_STEPS = 512, 512  # of the final score
+ACTING_EPISODES = 256  # of one model under other searches
+# Of the budget's environment steps: the share after which exploration begins to fall and the share over which it falls;
+# and the updates for each step, over which the learning rate falls.
+DELAY, FALL, DECAY = 0.4, 0.4, 0.035
 TARGET = 0.95
 
 CONFIG: Json = {
@@ -50,8 +54,24 @@ CONFIG: Json = {
         "dirichlet_alpha": 1.0,
         "dirichlet_fraction": 0.5,
     },
-    "self_play": {"num_envs": 64},
-    "replay": {"min_steps": 4000, "n_step": 5, "capacity_steps": 30_000, "counterfactual_ratio": 0.5},
+    # What is done at random at first costs what a trade costs, and would be learnt as the price of holding a position
+    # (docs/methods.md): returns are corrected for it, and in the second half it fades.
+    "self_play": {
+        "num_envs": 64,
+        "temperature_final": 0.25,
+        "noise_final": 0.2,
+        "temperature_delay": 80_000,
+        "temperature_steps": 80_000,
+    },
+    "replay": {
+        "min_steps": 4000,
+        "n_step": 5,
+        "capacity_steps": 30_000,
+        "correct_exploration": True,
+        "counterfactual_ratio": 1.0,
+        "counterfactual_length": 8,
+        "counterfactual_hold": 8,
+    },
     "learner": {
         "batch_size": 128,
         "learning_rate": 3e-3,
@@ -69,12 +89,13 @@ CONFIG: Json = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A problem. market: class in market_env.analytic, or a Gymnasium id. minutes: of training; agent: what its agent
-    is configured with beside CONFIG, where the problem is no market."""
+    """A problem. market: class in market_env.analytic, or a Gymnasium id. minutes, env_steps: budget of its training,
+    whichever ends first; agent: what its agent is configured with beside CONFIG, where the problem is no market."""
 
     market: str
     parameters: Json = field(default_factory=dict)
     minutes: float = 5.0
+    env_steps: int = 200_000
     agent: Json = field(default_factory=dict)
     acting: bool = False  # score the trained model under other searches too (ACTING)
 
@@ -83,12 +104,24 @@ class Setting:
         """Whether the optimum is known."""
         return not self.agent
 
+    @property
+    def budget(self) -> Json:
+        """The part of the configuration that goes with the budget."""
+        return {
+            "training": {"env_steps": self.env_steps},
+            "learner": {"decay_updates": round(DECAY * self.env_steps)},
+            "self_play": {
+                "temperature_delay": round(DELAY * self.env_steps),
+                "temperature_steps": round(FALL * self.env_steps),
+            },
+        }
+
 
 SETTINGS = {
     "regime_base": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 0.5}, acting=True),
-    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10),
+    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, env_steps=400_000),
     "regime_dear": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 1.0}, minutes=10),
-    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10),
+    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10, env_steps=400_000),
     "meanreversion": Setting("MeanReversion", minutes=10),
     "momentum": Setting("Momentum", minutes=10),
     "martingale": Setting("Martingale"),
@@ -103,9 +136,11 @@ SETTINGS = {
             "discount": 0.99,
             "network": {"support_limit": 110.0, "codes": 4},
             "search": {"simulations": 16, "min_q_range": 0.0, "dirichlet_fraction": 0.25, "dirichlet_alpha": 0.5},
-            "self_play": {"num_envs": 16},
+            "self_play": {"num_envs": 16, "temperature_final": 1.0, "noise_final": 1.0},
             "replay": {
                 "min_steps": 2000,
+                "correct_exploration": False,
+                "counterfactual_hold": 1,
                 "n_step": 20,
                 "td_lambda": 0.9,
                 "capacity_steps": 50_000,
@@ -126,28 +161,23 @@ SETTINGS = {
 VARIANTS: dict[str, Json] = {
     "smu0": {},
     **{f"puct{n}": {"search": {"simulations": n}} for n in (8, 16, 50)},
-    **{f"gumbel{n}": {"search": {"simulations": n, "root": "gumbel"}} for n in (8, 16, 50)},
+    # A Gumbel root draws its actions otherwise than by visits, so there is nothing to correct by.
+    **{
+        f"gumbel{n}": {"search": {"simulations": n, "root": "gumbel"}, "replay": {"correct_exploration": False}}
+        for n in (8, 16, 50)
+    },
     "no_floor": {"search": {"min_q_range": 0.0}},
     "codes1": {"network": {"codes": 1}},
     "codes8": {"network": {"codes": 8}},
     "reanalyse": {"replay": {"reanalyse_ratio": 0.5}},
-    "counterfactual": {"replay": {"counterfactual_ratio": 1.0}},
+    "half_counterfactual": {"replay": {"counterfactual_ratio": 0.5}},
     "no_counterfactual": {"replay": {"counterfactual_ratio": 0.0}},
     "consistency": {"learner": {"consistency_weight": 1.0}},
     "prioritised": {"replay": {"prioritised": True}},
     "commitment_0.25": {"learner": {"commitment_weight": 0.25}},
-    # Returns of the policy that does not explore, and what goes with them (decisions 0073, 0074).
-    "corrected": {
-        "replay": {
-            "n_step": 10,
-            "td_lambda": 0.9,
-            "correct_exploration": True,
-            "capacity_steps": 300_000,
-            "window_fraction": 0.5,
-            "counterfactual_hold": 8,
-        },
-        "learner": {"average": 0.99},
-    },
+    "uncorrected": {"replay": {"correct_exploration": False}},
+    "steady_exploration": {"self_play": {"temperature_final": 1.0, "noise_final": 1.0}},
+    "one_random_action": {"replay": {"counterfactual_hold": 1}},
     "growing_window": {"replay": {"capacity_steps": 300_000, "window_fraction": 0.5}},
     "averaged": {"learner": {"average": 0.99}},
     "little_noise": {"search": {"dirichlet_fraction": 0.25, "dirichlet_alpha": 0.3}},
@@ -223,7 +253,7 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
     from agent.planner import Planner
     from agent.train import RunSettings, Trainer
 
-    config = AgentConfig.model_validate(merged(CONFIG, setting.agent, variant))
+    config = AgentConfig.model_validate(merged(CONFIG, setting.budget, setting.agent, variant))
     envs = Verification(setting) if setting.is_market else Registered(setting)
     with tempfile.TemporaryDirectory() as directory:
         settings = RunSettings(directory=Path(directory), seed=seed, code_version="benchmark", minutes=minutes)
@@ -251,7 +281,7 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
             result["acting"] = {}
             for name, change in ACTING.items():
                 other = Planner(trainer.learner.acting, config.search.model_copy(update=change))
-                result["acting"][name] = score(setting, greedy(other), seed)
+                result["acting"][name] = score(setting, greedy(other), seed, episodes=ACTING_EPISODES)
         return result | {"curve": relative(curve, setting, trainer.validation_seed)}
     final = evaluate(envs.validation(100, 0), planner, seed=10_000 + seed)
     prior = evaluate(envs.validation(100, 0), planner, seed=10_000 + seed, simulations=0)
@@ -263,14 +293,18 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
     }
 
 
-def score(setting: Setting, act: Callable[[NDArray[np.float32]], NDArray[np.int64]], seed: int) -> Json:
+def score(
+    setting: Setting,
+    act: Callable[[NDArray[np.float32]], NDArray[np.int64]],
+    seed: int,
+    *,
+    episodes: int = SCORE_EPISODES,
+) -> Json:
     """The final score of a policy on a verification market."""
     from market_env.analytic import optimality, solve
 
     market = Verification(setting).train(1, 0).market
-    final = optimality(
-        market, act, solution=solve(market), episodes=SCORE_EPISODES, steps=SCORE_STEPS, seed=10_000 + seed
-    )
+    final = optimality(market, act, solution=solve(market), episodes=episodes, steps=SCORE_STEPS, seed=10_000 + seed)
     return {
         "score": final.score,
         "standard_error": final.standard_error,

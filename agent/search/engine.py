@@ -97,7 +97,7 @@ class SearchEngine:
         *,
         action_mask: ArrayLike | None = None,
         seeds: ArrayLike | None = None,
-        explore: bool = False,
+        explore: float = 0.0,
         simulations: int | None = None,
         to_play: ArrayLike | None = None,
         with_tree: bool = False,
@@ -111,7 +111,8 @@ class SearchEngine:
                        [B, F] logits of their categories.
         action_mask:   [B, A] True where an action is allowed at the root; None allows all. [B, F] likewise.
         seeds:         [B] uint64, needed when something is random: exploration noise or sampled chance.
-        explore:       mix Dirichlet noise into the prior (puct) or draw the actions by Gumbel noise (gumbel).
+        explore:       0 (or False) not at all; 1 (or True): mix Dirichlet noise into the prior (puct) or draw the
+                       actions by Gumbel noise (gumbel). Between: that share of `dirichlet_fraction` (puct).
         simulations:   per root; None takes the configured number, 0 acts by the prior.
         to_play:       [B] player to move at the root, where there are several; None means the first.
         with_tree:     return a copy of the trees too.

@@ -156,7 +156,7 @@ def check_inputs(
     *,
     action_mask: ArrayLike | None,
     seeds: ArrayLike | None,
-    explore: bool,
+    explore: float,
     simulations: int | None,
     to_play: ArrayLike | None,
     root_noise: ArrayLike | None,
@@ -181,7 +181,10 @@ def check_inputs(
     _check_resume(config, model, resume, batch)
     turns = _turns(config, to_play, resume, batch)
 
-    draws = explore and root_noise is None and (config.root == "gumbel" or config.dirichlet_fraction > 0.0)
+    if not 0.0 <= explore <= 1.0:
+        raise SearchInputError(f"explore must lie in [0, 1], a share of the configured noise; found {explore}")
+    noise_fraction = config.dirichlet_fraction if root_noise is not None else explore * config.dirichlet_fraction
+    draws = root_noise is None and (explore > 0.0 if config.root == "gumbel" else noise_fraction > 0.0)
     sampled = config.chance_selection == "sampled" and count > 0
     row_seeds = _seeds(seeds, batch, sampled=sampled, noisy=draws)
     candidates = None
@@ -218,7 +221,7 @@ def check_inputs(
             values=root_values,
             noise=noise,
             resumed=held,
-            noise_fraction=config.dirichlet_fraction if mixes else 0.0,
+            noise_fraction=noise_fraction if mixes else 0.0,
             choices=np.zeros((batch, 1, 1), np.int32) if candidates is None else candidates.choices,
         ),
         allowed=allowed,

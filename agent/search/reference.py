@@ -313,7 +313,7 @@ def search_reference(
     *,
     action_mask: ArrayLike | None = None,
     seeds: ArrayLike | None = None,
-    explore: bool = False,
+    explore: float = 0.0,
     simulations: int | None = None,
     to_play: ArrayLike | None = None,
     root_noise: ArrayLike | None = None,

@@ -255,7 +255,7 @@ class TorchSearchEngine:
         *,
         action_mask: ArrayLike | None = None,
         seeds: ArrayLike | None = None,
-        explore: bool = False,
+        explore: float = 0.0,
         simulations: int | None = None,
         to_play: ArrayLike | None = None,
         with_tree: bool = False,

@@ -9,6 +9,7 @@ import pytest
 
 from agent.checkpoint import load_policy
 from agent.config import AgentConfig, LearnerConfig, NetworkConfig, ReplayConfig, SelfPlayConfig, TrainingConfig
+from agent.experience import Gatherer
 from agent.networks.model import StochasticMuZero
 from agent.planner import Planner
 from agent.reanalyse import SecondLives
@@ -21,7 +22,7 @@ from market_env.analytic_env import AnalyticVectorEnv, make_vector_env
 CONFIG = AgentConfig(
     network=NetworkConfig(width=16, encoder_width=16, latent=8, hidden=16, codes=4, support_atoms=11),
     search=SearchConfig(simulations=4),
-    self_play=SelfPlayConfig(num_envs=4),
+    self_play=SelfPlayConfig(num_envs=4, temperature_final=0.5, noise_final=0.2, temperature_steps=300),
     replay=ReplayConfig(
         min_steps=40, capacity_steps=400, counterfactual_ratio=0.5, counterfactual_length=6, counterfactual_states=3,
         reanalyse_ratio=0.25, correct_exploration=True, window_fraction=0.5, window_steps=100, counterfactual_hold=3,
@@ -109,6 +110,29 @@ def test_the_first_action_is_kept_for_a_while_and_no_longer() -> None:
     # Four rows that choose by themselves hardly ever all repeat the first action.
     assert set(range(1, 6)) <= set(unchanged)
     assert np.mean(np.array(unchanged) > 5) < 0.1
+
+
+def test_second_lives_explore_as_much_as_the_first_ones_of_that_time() -> None:
+    """The schedule counts the run's steps; second lives may be fewer or more."""
+    play = SelfPlayConfig(num_envs=4, temperature_steps=16, temperature_final=0.5, noise_final=0.0)
+    config = CONFIG.model_copy(update={"self_play": play, "replay": ReplayConfig(counterfactual_ratio=0.25)})
+    env = Regimes().train(4, 0)
+    shares = []
+
+    class Noted(Planner):
+        def plan(self, *arguments: Any, explore: float = 0.0, **options: Any) -> Any:
+            shares.append(explore)
+            return super().plan(*arguments, explore=explore, **options)
+
+    planner = Noted(StochasticMuZero({"observation": (2,)}, 3, CONFIG.network), CONFIG.search)
+    gatherer = Gatherer(Regimes(), env, planner, config, env_seed=0, seeds=[1, 2])
+    first, second = Recorder(), Recorder()
+    for _ in range(70):
+        gatherer.step(first, second)  # type: ignore[arg-type]
+    assert second.records, "no second life was lived"
+    assert shares[-1] == 0.0
+    assert shares[:5] == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert set(shares[5:]) == {0.0}, "a second life explored as if the run had just begun"
 
 
 def test_an_environment_that_cannot_be_set_back_is_refused(tmp_path: Path) -> None:

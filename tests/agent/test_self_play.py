@@ -12,7 +12,7 @@ from agent.evaluation import evaluate
 from agent.networks.model import StochasticMuZero
 from agent.planner import Planner
 from agent.search import SearchConfig, SearchResult
-from agent.self_play import SelfPlay, sample_by_visits, temperature, value_of
+from agent.self_play import SelfPlay, noise_share, sample_by_visits, temperature, value_of
 from agent.spaces import UnsupportedSpace, action_count, action_masks, allowed_choices, stored_entries
 
 CONFIG = AgentConfig(
@@ -138,6 +138,31 @@ def test_the_correction_needs_the_probability_of_what_was_done() -> None:
 def test_temperature_falls_linearly_and_stays() -> None:
     config = AgentConfig(self_play=SelfPlayConfig(temperature=1.0, temperature_final=0.5, temperature_steps=100))
     assert [temperature(step, config) for step in (0, 50, 100, 500)] == [1.0, 0.75, 0.5, 0.5]
+
+
+def test_temperature_and_noise_wait_for_their_delay_and_fall_together() -> None:
+    play = SelfPlayConfig(temperature_final=0.5, temperature_delay=40, temperature_steps=100, noise_final=0.2)
+    config = AgentConfig(self_play=play)
+    assert [temperature(step, config) for step in (0, 40, 90, 140, 500)] == [1.0, 1.0, 0.75, 0.5, 0.5]
+    assert [noise_share(step, config) for step in (0, 40, 90, 500)] == pytest.approx([1.0, 1.0, 0.6, 0.2])
+
+
+def test_the_noise_of_self_play_fades(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    plan = planner.plan
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        shares.append(options["explore"])
+        return plan(*arguments, **options)
+
+    monkeypatch.setattr(planner, "plan", noted)
+    play = SelfPlayConfig(num_envs=2, temperature_steps=8, noise_final=0.0)
+    actor = SelfPlay(
+        _vector((100, 100), terminates=True), planner, CONFIG.model_copy(update={"self_play": play}), seed=0
+    )
+    for _ in range(6):
+        actor.step()
+    assert shares == [1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
 
 
 def test_unsupported_spaces_are_named() -> None:

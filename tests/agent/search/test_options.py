@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from agent.search import SearchConfig, SearchEngine, sample_actions
+from agent.search import SearchConfig, SearchEngine, SearchInputError, sample_actions
 
 
 def test_forbidden_actions_are_never_visited(small_core, random_roots) -> None:
@@ -118,3 +118,17 @@ def test_an_empty_batch_is_an_empty_result(small_core) -> None:
 def test_gumbel_does_not_normalise_over_the_tree() -> None:
     with pytest.raises(ValidationError, match="normalisation must be 'siblings'"):
         SearchConfig(root="gumbel", normalisation="tree")
+
+
+def test_a_share_of_the_noise_is_a_smaller_fraction(small_core, random_roots) -> None:
+    arguments = random_roots(batch=16, masked=False).arguments
+    loud = SearchEngine(SearchConfig(dirichlet_fraction=0.8), small_core())
+    quiet = SearchEngine(SearchConfig(dirichlet_fraction=0.2), small_core())
+    half = loud.search(**arguments, explore=0.25)
+    np.testing.assert_array_equal(half.visits, quiet.search(**arguments, explore=True).visits)
+    assert (half.visits != loud.search(**arguments, explore=True).visits).any()
+    np.testing.assert_array_equal(
+        loud.search(**arguments, explore=0.0).visits, loud.search(**arguments, explore=False).visits
+    )
+    with pytest.raises(SearchInputError, match=r"explore must lie in \[0, 1\].*found 1.5"):
+        loud.search(**arguments, explore=1.5)
