@@ -60,26 +60,25 @@ CONFIG: Json = {
         "num_envs": 64,
         "temperature_final": 0.25,
         "noise_final": 0.2,
-        "temperature_delay": 80_000,
-        "temperature_steps": 80_000,
+        "temperature_delay": 96_000,
+        "temperature_steps": 96_000,
     },
     "replay": {
         "min_steps": 4000,
         "n_step": 5,
         "capacity_steps": 30_000,
         "correct_exploration": True,
-        "counterfactual_ratio": 1.0,
-        "counterfactual_length": 8,
+        "counterfactual_ratio": 0.5,
         "counterfactual_hold": 8,
     },
     "learner": {
         "batch_size": 128,
         "learning_rate": 3e-3,
-        "decay_updates": 7000,
+        "decay_updates": 8400,
         "updates_per_env_step": 0.04,
     },
     "training": {
-        "env_steps": 200_000,
+        "env_steps": 240_000,
         "evaluate_every": 500,
         "checkpoint_every": 1_000_000,  # runs here are not resumed
         "evaluation_episodes": EVALUATION_EPISODES,
@@ -95,7 +94,7 @@ class Setting:
     market: str
     parameters: Json = field(default_factory=dict)
     minutes: float = 5.0
-    env_steps: int = 200_000
+    env_steps: int = 240_000
     agent: Json = field(default_factory=dict)
     acting: bool = False  # score the trained model under other searches too (ACTING)
 
@@ -119,9 +118,9 @@ class Setting:
 
 SETTINGS = {
     "regime_base": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 0.5}, acting=True),
-    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, env_steps=400_000),
+    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, env_steps=480_000),
     "regime_dear": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 1.0}, minutes=10),
-    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10, env_steps=400_000),
+    "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10, env_steps=480_000),
     "meanreversion": Setting("MeanReversion", minutes=10),
     "momentum": Setting("Momentum", minutes=10),
     "martingale": Setting("Martingale"),
@@ -170,7 +169,7 @@ VARIANTS: dict[str, Json] = {
     "codes1": {"network": {"codes": 1}},
     "codes8": {"network": {"codes": 8}},
     "reanalyse": {"replay": {"reanalyse_ratio": 0.5}},
-    "half_counterfactual": {"replay": {"counterfactual_ratio": 0.5}},
+    "counterfactual": {"replay": {"counterfactual_ratio": 1.0}},
     "no_counterfactual": {"replay": {"counterfactual_ratio": 0.0}},
     "consistency": {"learner": {"consistency_weight": 1.0}},
     "prioritised": {"replay": {"prioritised": True}},
