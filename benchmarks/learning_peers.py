@@ -109,49 +109,9 @@ def _vector(setting: Setting, num_envs: int, seed: int) -> Any:
         from stable_baselines3.common.env_util import make_vec_env
 
         return make_vec_env(setting.market, n_envs=num_envs, seed=seed)
-    from stable_baselines3.common.vec_env import VecEnv
+    from benchmarks.sb3 import VectorAdapter
 
-    inner = Verification(setting).train(num_envs, seed)
-
-    class Adapter(VecEnv):
-        """All rows of a verification market end together, at the horizon: then all begin anew at once."""
-
-        def __init__(self) -> None:
-            super().__init__(num_envs, inner.single_observation_space, inner.single_action_space)
-
-        def reset(self) -> NDArray[np.float32]:
-            observations, _ = inner.reset(seed=seed)
-            return observations
-
-        def step_async(self, actions: NDArray[Any]) -> None:
-            self.actions = np.asarray(actions, np.int64)
-
-        def step_wait(self) -> Any:
-            observations, rewards, _, truncated, _ = inner.step(self.actions)
-            infos: list[dict[str, Any]] = [{} for _ in range(num_envs)]
-            if truncated.any():
-                assert truncated.all(), "rows of one market share their horizon"
-                infos = [{"terminal_observation": row, "TimeLimit.truncated": True} for row in observations]
-                observations, _ = inner.reset()
-            return observations, rewards.astype(np.float32), truncated, infos
-
-        def close(self) -> None:
-            inner.close()
-
-        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-            return [getattr(inner, attr_name, None)] * num_envs
-
-        # VecEnv declares the next two; a verification market has no attributes or methods that PPO and DQN ask for.
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-            raise NotImplementedError
-
-        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-            raise NotImplementedError
-
-        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-            return [False] * num_envs
-
-    return Adapter()
+    return VectorAdapter(Verification(setting).train(num_envs, seed), seed)
 
 
 def main() -> None:

@@ -151,52 +151,9 @@ def _plain(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _vector(experiment: Experiment, envs: MarketEnvs, seed: int) -> Any:
     """A stable-baselines3 vector environment over the training split."""
-    from stable_baselines3.common.vec_env import VecEnv
+    from benchmarks.sb3 import VectorAdapter
 
-    inner = MarketVectorEnv(envs.markets("train"), experiment.market, num_envs=ENVS, seed=seed)
-
-    class Adapter(VecEnv):
-        """The market resets at the step after the end, stable-baselines3 at the end itself: here the episode that
-        follows begins with that one step, whose action is ignored and which pays nothing (one step in 512)."""
-
-        def __init__(self) -> None:
-            super().__init__(ENVS, inner.single_observation_space, inner.single_action_space)
-
-        def reset(self) -> Any:
-            observations, _ = inner.reset(seed=seed)
-            return observations
-
-        def step_async(self, actions: NDArray[Any]) -> None:
-            self.actions = np.asarray(actions, np.int64)
-
-        def step_wait(self) -> Any:
-            observations, rewards, terminated, truncated, _ = inner.step(self.actions)
-            done = terminated | truncated
-            infos: list[dict[str, Any]] = [{} for _ in range(ENVS)]
-            for row in np.flatnonzero(done):
-                infos[row] = {
-                    "terminal_observation": {name: entry[row] for name, entry in observations.items()},
-                    "TimeLimit.truncated": bool(truncated[row] and not terminated[row]),
-                }
-            return observations, rewards.astype(np.float32), done, infos
-
-        def close(self) -> None:
-            inner.close()
-
-        def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-            return [getattr(inner, attr_name, None)] * ENVS
-
-        # VecEnv declares the next two; the market has no attributes or methods that PPO and DQN ask for.
-        def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-            raise NotImplementedError
-
-        def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-            raise NotImplementedError
-
-        def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-            return [False] * ENVS
-
-    return Adapter()
+    return VectorAdapter(MarketVectorEnv(envs.markets("train"), experiment.market, num_envs=ENVS, seed=seed), seed)
 
 
 def main() -> None:

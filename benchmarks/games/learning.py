@@ -15,9 +15,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.tensorboard import SummaryWriter
 
 from agent.config import AgentConfig
+from agent.curve import Curve
 from agent.evaluation import Evaluation, evaluate
 from agent.planner import Planner
 from agent.train import RunSettings, Trainer, decoder
@@ -154,9 +154,9 @@ class _Timed(Trainer):
         self._cpu_start = time.process_time()
         return super().run()
 
-    def _evaluate(self, board: SummaryWriter) -> Evaluation:
+    def _evaluate(self, curve: Curve) -> Evaluation:
         self.cpu_seconds.append(time.process_time() - self._cpu_start)
-        return super()._evaluate(board)
+        return super()._evaluate(curve)
 
 
 def learn(name: str, variant: Json, *, seed: int, minutes: float | None, directory: Path | None = None) -> Json:
