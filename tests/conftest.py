@@ -1,6 +1,7 @@
 """A headless browser, spoken to over its own protocol."""
 
 import base64
+import contextlib
 import itertools
 import json
 import shutil
@@ -30,6 +31,14 @@ CHROMIUM_FLAGS = (
 )
 
 
+# What the browser answers when the page that was asked goes away while it thinks.
+LEAVING = ("Inspected target navigated or closed", "Execution context was destroyed", "Cannot find default execution")
+
+
+class PageLeft(RuntimeError):
+    """The page that was asked is gone: another one is on its way."""
+
+
 class Page:
     """One tab: what it logged, what it asked the network for, and what can be seen in it."""
 
@@ -47,7 +56,8 @@ class Page:
             message = json.loads(self._socket.recv(timeout=60))
             if message.get("id") == number:
                 if "error" in message:
-                    raise RuntimeError(f"{method}: {message['error']}")
+                    reason = f"{method}: {message['error']}"
+                    raise PageLeft(reason) if any(words in reason for words in LEAVING) else RuntimeError(reason)
                 result: dict[str, Any] = message["result"]
                 return result
             self.events.append(message)
@@ -85,9 +95,10 @@ class Page:
         """The first true value. Between two pages there is no document: what asks for one has to wait too."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
-            value = self.evaluate(f"document.documentElement === null ? null : ({expression})")
-            if value:
-                return value
+            with contextlib.suppress(PageLeft):
+                value = self.evaluate(f"document.documentElement === null ? null : ({expression})")
+                if value:
+                    return value
             time.sleep(0.1)
         raise TimeoutError(f"not true within {seconds} s: {expression}")
 
