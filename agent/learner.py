@@ -152,6 +152,8 @@ class Learner:
             "learner/gradient_norm": norm.item(),
             "learner/learning_rate": self.optimiser.param_groups[0]["lr"],
             "model/code_perplexity": perplexity.item(),
+            # Of the outcomes expected after one action, where the other is of the codes used over all actions.
+            "model/chance_perplexity": math.exp(predictions.chance_entropy.item()),
             "model/policy_entropy": predictions.policy_entropy.item(),
             "replay/age_steps": float(batch.age.mean()),
         }

@@ -72,11 +72,12 @@ class LossTerms:
 @dataclass(frozen=True)
 class Predictions:
     """By-products of the losses, detached: value [S] at the sampled state, code_usage [C] (fractions),
-    policy_entropy (scalar, nats)."""
+    policy_entropy, chance_entropy (scalars, nats): of the prior there, and of the codes expected after the action."""
 
     value: Tensor
     code_usage: Tensor
     policy_entropy: Tensor
+    chance_entropy: Tensor
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -187,9 +188,12 @@ def unroll_losses(
         prior = torch.cat([part.softmax(-1) for part in core.policy_parts(state.policy_logits[:, 0])], -1)
         steps = batch.step_mask.unsqueeze(-1)
         usage = (code_target * steps).sum((0, 1)) / steps.sum().clamp(min=1)
+        expected = chance_logits[:, 0].float().log_softmax(-1)
+        uncertainty = -(expected.exp() * expected).sum(-1) * batch.step_mask[:, 0]
         predictions = Predictions(
             value=core.read(state.value_logits[:, 0]),
             code_usage=usage,
             policy_entropy=-(prior * prior.clamp(min=1e-12).log()).sum(-1).mean(),
+            chance_entropy=uncertainty.sum() / batch.step_mask[:, 0].sum().clamp(min=1),
         )
     return terms, predictions

@@ -270,6 +270,7 @@ def learn(setting: Setting, variant: Json, *, seed: int, minutes: float) -> Json
         "counterfactual_steps": rows[-1]["counterfactual_steps"],
         "updates": trainer.learner.updates,
         "codes": rows[-1]["model/code_perplexity"],
+        "outcomes": rows[-1]["model/chance_perplexity"],
         "action_changes": rows[-1]["action_changes"],
         "value_slope": rows[-1]["value/slope"],
     }

@@ -190,6 +190,7 @@ def learn(name: str, variant: Json, *, seed: int, minutes: float | None, directo
         "seconds": trainer.seconds,
         "cpu_seconds": trainer.cpu_seconds[-1],
         "codes": rows[-1]["model/code_perplexity"],
+        "outcomes": rows[-1]["model/chance_perplexity"],
         "load": [load, os.getloadavg()[0]],
         "curve": [
             {
