@@ -42,6 +42,12 @@ class SearchConfig(BaseModel):
         description="proportional: the outcome that lags its probability most, argmax Pr(c)/(N(c)+1); sampled: "
         "drawn from the probabilities, needs seeds",
     )
+    chance_values: Literal["mean", "expected"] = Field(
+        default="mean",
+        description="what an afterstate is worth: mean: the mean of its visits (Antonoglou et al. 2022); expected: its "
+        "own evaluation and what the outcomes looked at so far change in it, each by its probability, until those "
+        "cover all. With few visits a mean is that of the likeliest outcomes only, which in a market is noise",
+    )
     max_depth: int | None = Field(
         default=None,
         ge=1,

@@ -134,6 +134,7 @@ class _Node:
     choices: NDArray[np.int32] | None = None  # [K, D] what the edges of a decision node stand for, where not 0..A−1
     children: dict[int, "_Node"] = field(default_factory=dict)
     returns: list[Float64] = field(default_factory=list)  # [P] of every visit, as each player sees it
+    expected: Float64 | None = None  # [P] what it is worth where that is not the mean of its visits
 
     @property
     def depth(self) -> int:
@@ -148,6 +149,8 @@ class _Node:
         return len(self.returns)
 
     def value_for(self, player: int) -> float:
+        if self.expected is not None:
+            return float(self.expected[player])
         return float(np.mean([value[player] for value in self.returns]))
 
     @property
@@ -202,12 +205,43 @@ class _TreeSearch:
         node = leaf
         while True:
             node.returns.append(gains)
+            if self.config.chance_values == "expected":
+                node.expected = self.state_value(node) if node.is_decision else self.afterstate_value(node)
             self.note_values(node)
             if node.parent is None:
                 return
             if node.is_decision:  # leaving a chance node takes an environment step
                 gains = self.view(node.reward, node.parent.player) + self.config.discount * gains
             node = node.parent
+
+    def state_value(self, node: _Node) -> Float64:
+        """[P] mean of the node's own evaluation and of its actions' values, by visits."""
+        values = [self.view(node.raw_value, node.player)] + [self.values(child) for child in node.children.values()]
+        mean: Float64 = np.average(values, axis=0, weights=[1] + [child.visits for child in node.children.values()])
+        return mean
+
+    def afterstate_value(self, node: _Node) -> Float64:
+        """[P] the node's own evaluation, and what is known of its outcomes, each by its probability."""
+        own, discount = self.view(node.raw_value, node.player), self.config.discount
+        if not node.children:
+            return own
+        outcomes = [(node.prior[code], child) for code, child in node.children.items()]
+        covered = sum(probability for probability, _ in outcomes)
+        full: Float64 = sum(
+            (p * (self.view(child.reward, node.player) + discount * self.values(child)) for p, child in outcomes),
+            start=np.zeros_like(own),
+        )
+        change: Float64 = sum(
+            (p * discount * (self.values(child) - self.view(child.raw_value, child.player)) for p, child in outcomes),
+            start=np.zeros_like(own),
+        )
+        share = covered**4
+        value: Float64 = (1.0 - share) * (own + change) + share * full / covered
+        return value
+
+    def values(self, node: _Node) -> Float64:
+        """[P] what a node is worth to each player."""
+        return np.array([node.value_for(player) for player in range(self.config.players)])
 
     def note_values(self, node: _Node) -> None:
         self.low, self.high = min(self.low, node.value), max(self.high, node.value)

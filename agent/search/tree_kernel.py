@@ -7,6 +7,9 @@ root is nobody's child.
 
 Equations (mctx's conventions, which the golden trees pin down):
     value of a node      mean of its own evaluation (its first visit) and of all that was backed up through it
+    … expected           afterstate: (1 − m⁴)·(own + Σ p·γ·(v − v₀)) + m⁴·Σ p·(r + γ·v)/m over the codes looked at, m
+                         their probability, v₀ and v a state's own evaluation and its value; state: the mean of its
+                         own evaluation and of its actions' values by visits
     Q(s, a)              value of the afterstate: the edge to a chance node has reward 0 and discount 1
     PUCT                 Qnorm(s, a) + P(a)·√N(s)/(1 + N(s, a))·(c1 + log((N(s) + c2 + 1)/c2))
     Qnorm                (Q − low)/(high − low) over the node's value and its visited actions; unvisited: 0
@@ -71,6 +74,7 @@ class TreeOptions(NamedTuple):
     gumbel: bool
     tree_wide: bool
     sampled: bool
+    expected: bool
     discount: float
     min_q_range: float
     value_scale: float
@@ -370,6 +374,53 @@ def select(trees, row, simulation, roots, completed, options):
 
 
 @compiled()
+def afterstate_value(trees, row, node, player, options):
+    """Expected value of a chance node as a player sees it, from the outcomes looked at.
+
+    What an outcome adds to the node's own evaluation is how much looking further has changed that outcome's: so an
+    action looked at twice is not worth what its likeliest outcomes are worth, and actions with few and with many visits
+    can be compared (docs/decisions/0082). As the outcomes looked at come to cover all, the model's expectation takes
+    over.
+    """
+    depth = np.int64(trees.depth[row, node])
+    actor = mover(trees, row, depth, options)
+    following = mover(trees, row, depth + 1, options)
+    own = float(trees.raw_value[row, node]) if player == actor else -float(trees.raw_value[row, node])
+    first = np.int64(trees.first_edge[row, node])
+    covered = 0.0
+    expected = 0.0
+    change = 0.0
+    for edge in range(first, first + options.codes):
+        child = np.int64(trees.child[row, edge])
+        if child == 0:
+            continue
+        probability = float(trees.prior[row, edge])
+        reward = float(trees.reward[row, child]) if player == actor else -float(trees.reward[row, child])
+        raw = float(trees.raw_value[row, child]) if player == following else -float(trees.raw_value[row, child])
+        value = float(trees.value[row, child, player])
+        covered += probability
+        expected += probability * (reward + options.discount * value)
+        change += probability * options.discount * (value - raw)
+    share = min(covered, 1.0) ** 4
+    return (1.0 - share) * (own + change) + share * expected / max(covered, _TINY_PROBABILITY)
+
+
+@compiled()
+def state_value(trees, row, node, player, options):
+    """Mean of a decision node's own evaluation and of its actions' values, by visits, as a player sees it."""
+    own = float(trees.raw_value[row, node])
+    total = own if player == mover(trees, row, np.int64(trees.depth[row, node]), options) else -own
+    count = 1
+    first = np.int64(trees.first_edge[row, node])
+    for edge in range(first, first + options.actions):
+        visits = np.int64(trees.edge_visits[row, edge])
+        if visits > 0:
+            count += visits
+            total += visits * float(trees.value[row, trees.child[row, edge], player])
+    return total / count
+
+
+@compiled()
 def back_up(trees, row, leaf, gains, options):
     """Carry the leaf's own evaluation to the root.
 
@@ -393,12 +444,17 @@ def back_up(trees, row, leaf, gains, options):
                 own = reward if player == actor else -reward
                 gains[player] = own + options.discount * gains[player]
         visits = trees.visits[row, parent]
-        for player in range(options.players):
-            mean = trees.value[row, parent, player]
-            trees.value[row, parent, player] = (mean * visits + gains[player]) / (visits + 1)
-        trees.visits[row, parent] = visits + 1
         taken = trees.edge_visits[row, slot] + 1
         trees.edge_visits[row, slot] = taken
+        for player in range(options.players):
+            if not options.expected:
+                mean = trees.value[row, parent, player]
+                trees.value[row, parent, player] = (mean * visits + gains[player]) / (visits + 1)
+            elif depth % 2 == 0:
+                trees.value[row, parent, player] = afterstate_value(trees, row, parent, player, options)
+            else:
+                trees.value[row, parent, player] = state_value(trees, row, parent, player, options)
+        trees.visits[row, parent] = visits + 1
         if depth % 2 == 0:
             trees.score[row, slot] = trees.prior[row, slot] / (taken + 1)
         else:

@@ -38,6 +38,7 @@ def tree_options(config: SearchConfig, inputs: SearchInputs, codes: int) -> Tree
         gumbel=config.root == "gumbel",
         tree_wide=config.normalisation == "tree",
         sampled=config.chance_selection == "sampled",
+        expected=config.chance_values == "expected",
         discount=config.discount,
         min_q_range=config.min_q_range,
         value_scale=config.gumbel_value_scale,

@@ -144,3 +144,50 @@ def test_values_count_for_their_player_and_against_the_others(chain, players, si
     second = 0.5 + 0.9 * (signs[1] * 0.25 + 0.9 * signs[2] * 5.0)
     third_afterstate = 0.5 + 0.9 * 0.0
     assert result.root_value[0] == pytest.approx((1.0 + 0.0 + first + third_afterstate + second) / 5)
+
+
+def test_an_expected_afterstate_by_hand() -> None:
+    """One action, two outcomes of probability 0.6 and 0.4 that pay 1 and −1 and lead to states worth 2 and −2; γ = ½.
+
+    The action by itself is worth 0.3. With the likelier outcome looked at (0.6⁴ = 0.1296 of the weight) it is worth
+    0.8704 · 0.3 + 0.1296 · (1 + ½ · 2) = 0.52032, with both 0.6 · 2 + 0.4 · (−2) = 0.4; the means are 1.15 and 0.1.
+    """
+    model = TableModel(
+        afterstate_of=np.zeros((3, 1), np.int32),
+        state_of=np.array([[1, 2]], np.int32),
+        policy_logits=np.zeros((3, 1), np.float32),
+        values=np.array([0.0, 2.0, -2.0], np.float32),
+        chance_logits=np.log(np.array([[0.6, 0.4]], np.float32)),
+        afterstate_values=np.array([0.3], np.float32),
+        rewards=np.array([[1.0, -1.0]], np.float32),
+    )
+    for values, wanted in (("expected", (0.3, 0.52032, 0.4)), ("mean", (0.3, 1.15, 0.1))):
+        config = SearchConfig(discount=0.5, chance_values=values, precision="float64")
+        for simulations, q in enumerate(wanted, start=1):
+            asked = {"simulations": simulations}
+            for result in (
+                SearchEngine(config, model).search(*model.roots([0]), **asked),
+                search_reference(config, model, *model.roots([0]), **asked).result,
+            ):
+                assert result.q_values[0, 0] == pytest.approx(q, abs=1e-6)
+
+
+def test_a_change_of_an_outcome_counts_by_its_probability() -> None:
+    """Three even outcomes, one of them looked at and worth 4 instead of 1 after looking further; γ = ½."""
+    model = TableModel(
+        afterstate_of=np.array([[0], [1], [1], [1], [1]], np.int32),
+        state_of=np.array([[1, 2, 3], [4, 4, 4]], np.int32),
+        policy_logits=np.zeros((5, 1), np.float32),
+        values=np.array([0.0, 1.0, 0.0, 0.0, 0.0], np.float32),
+        chance_logits=np.zeros((2, 3), np.float32),
+        afterstate_values=np.array([0.6, 7.0], np.float32),
+        rewards=np.zeros((2, 3), np.float32),
+    )
+    # The second simulation looks at outcome 0 (worth 1 by itself), the third and fourth at the others, and the fifth
+    # goes on below outcome 0: its state is now worth (1 + 7)/2 = 4.
+    config = SearchConfig(discount=0.5, chance_values="expected", precision="float64", simulations=5)
+    result = SearchEngine(config, model).search(*model.roots([0]))
+    assert result.q_values[0, 0] == pytest.approx(0.5 * 4.0 / 3.0)
+    two = SearchEngine(config, model).search(*model.roots([0]), simulations=2)
+    share = (1.0 / 3.0) ** 4
+    assert two.q_values[0, 0] == pytest.approx((1.0 - share) * 0.6 + share * 0.5)

@@ -11,7 +11,14 @@ from agent.search.torch_engine import TorchCore, TorchSearchEngine
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"root": "gumbel"}, {"max_depth": 3}, {"players": 2}, {"chance_selection": "sampled"}],
+    [
+        {},
+        {"root": "gumbel"},
+        {"max_depth": 3},
+        {"players": 2},
+        {"chance_selection": "sampled"},
+        {"chance_values": "expected"},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize(("actions", "codes", "batch"), [(2, 8, 1), (9, 4, 7), (3, 1, 150)])
