@@ -399,7 +399,7 @@ def metrics_of(setting: str, agent: str, runs: Sequence[Json]) -> Json:
     for what, unit in (("env_steps", "steps"), ("seconds", "s")):
         found = [at for at in (reached(run, what) for run in runs) if at is not None]
         metrics[f"{prefix}{what}_to_0.95_{setting}"] = _metric(found, unit) | {"reached": len(found)}
-    for what in ("codes", "action_changes", "prior_score"):
+    for what in ("codes", "outcomes", "action_changes", "prior_score"):
         values = [run[what] for run in runs if run.get(what) is not None]
         if values:
             metrics[f"{prefix}{what}_{setting}"] = _metric(values, "1")

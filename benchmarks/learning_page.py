@@ -32,10 +32,12 @@ def kept(folder: Path) -> dict[tuple[str, str], list[Json]]:
 
 
 def table(runs: dict[tuple[str, str], list[Json]]) -> str:
-    """One row per setting and agent: mean over seeds with its standard error, and the range."""
+    """One row per setting and agent: mean over seeds with its standard error, and the range. codes: perplexity of the
+    chance codes in use; outcomes: of those expected after one action."""
     lines = [
-        "| setting | agent | seeds | score | by the prior | env steps to 0.95 | seconds to 0.95 | seconds | codes |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| setting | agent | seeds | score | by the prior | env steps to 0.95 | seconds to 0.95 | seconds | codes "
+        "| outcomes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (setting, agent), found in runs.items():
         metrics = metrics_of(setting, agent, found)
@@ -43,7 +45,9 @@ def table(runs: dict[tuple[str, str], list[Json]]) -> str:
         score = metrics.get(f"{prefix}score_{setting}") or metrics[f"{prefix}reward_{setting}"]
         error = f" ± {score['standard_error']:.3f}" if score.get("standard_error") is not None else ""
         steps, seconds = (metrics[f"{prefix}{what}_to_0.95_{setting}"] for what in ("env_steps", "seconds"))
-        prior, codes = (metrics.get(f"{prefix}{what}_{setting}") for what in ("prior_score", "codes"))
+        prior, codes, outcomes = (
+            metrics.get(f"{prefix}{what}_{setting}") for what in ("prior_score", "codes", "outcomes")
+        )
         spent = [run["seconds"] for run in found]
         cells = [
             setting,
@@ -55,6 +59,7 @@ def table(runs: dict[tuple[str, str], list[Json]]) -> str:
             _reached(seconds, len(found)),
             f"{min(spent):.0f} to {max(spent):.0f}",
             "" if codes is None else f"{codes['value']:.1f}",
+            "" if outcomes is None else f"{outcomes['value']:.1f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
