@@ -50,7 +50,7 @@ CONFIG: Json = {
         "simulations": 32,
         # Wide, so that visits stay spread while values are still guesses: with 1.0 learning begins later, with 0.3 not
         # at all in the same time (docs/methods.md).
-        "min_q_range": 3.0,
+        "min_q_range": 2.0,
         # A mean over few visits is that of the likeliest outcomes only, here mostly noise (docs/decisions/0082).
         "chance_values": "expected",
         "threads": 1,
