@@ -167,6 +167,7 @@ VARIANTS: dict[str, Json] = {
     },
     "no_floor": {"search": {"min_q_range": 0.0}},
     "low_floor": {"search": {"min_q_range": 1.0}},
+    "wide_floor": {"search": {"min_q_range": 3.0}},
     "mean_values": {"search": {"chance_values": "mean"}},
     "codes1": {"network": {"codes": 1}},
     "codes8": {"network": {"codes": 8}},
