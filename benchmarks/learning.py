@@ -50,7 +50,7 @@ CONFIG: Json = {
         "simulations": 32,
         # Wide, so that visits stay spread while values are still guesses: with 1.0 learning begins later, with 0.3 not
         # at all in the same time (docs/methods.md).
-        "min_q_range": 2.0,
+        "min_q_range": 3.0,
         # A mean over few visits is that of the likeliest outcomes only, here mostly noise (docs/decisions/0082).
         "chance_values": "expected",
         "threads": 1,
@@ -167,7 +167,7 @@ VARIANTS: dict[str, Json] = {
     },
     "no_floor": {"search": {"min_q_range": 0.0}},
     "low_floor": {"search": {"min_q_range": 1.0}},
-    "wide_floor": {"search": {"min_q_range": 3.0}},
+    "floor2": {"search": {"min_q_range": 2.0}},
     "mean_values": {"search": {"chance_values": "mean"}},
     "codes1": {"network": {"codes": 1}},
     "codes8": {"network": {"codes": 8}},
