@@ -119,3 +119,27 @@ def test_gumbel_refuses_to_resume(small_core, random_roots) -> None:
     trees = engine.search(**arguments, with_tree=True).trees
     with pytest.raises(SearchInputError, match="cannot resume"):
         engine.search(**arguments, resume=trees)
+
+
+def test_expected_values_follow_from_the_children_in_a_resumed_tree_too(small_core, random_roots) -> None:
+    config = SearchConfig(simulations=40, chance_values="expected", discount=0.9, precision="float64")
+    engine = SearchEngine(config, small_core(codes=6))
+    roots = random_roots(batch=8, masked=False).arguments
+    first = engine.search(**roots, with_tree=True)
+    likely = first.chance_probabilities[np.arange(8), first.action].argmax(axis=1)
+    second = engine.search(**roots, with_tree=True, resume=first.trees.subtrees(first.action, likely))
+    for trees in (first.trees, second.trees):
+        for row in range(8):
+            nodes = list(trees.nodes(row))
+            for node in nodes:
+                below = [child for child in nodes if child.parent == node.index]
+                if node.kind == "decision":
+                    count = 1 + sum(child.visits for child in below)
+                    wanted = (node.raw_value + sum(child.visits * child.value for child in below)) / count
+                else:
+                    covered = sum(child.probability for child in below)
+                    full = sum(child.probability * (child.reward + 0.9 * child.value) for child in below)
+                    change = sum(0.9 * child.probability * (child.value - child.raw_value) for child in below)
+                    share = covered**4
+                    wanted = (1.0 - share) * (node.raw_value + change) + (share * full / covered if below else 0.0)
+                assert node.value == pytest.approx(wanted, abs=1e-9)
