@@ -1034,7 +1034,7 @@ def connect(cluster: Cluster) -> bool:
         _node_ip_address=_LOCAL,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
-        # Ray's control process keeps a record of the last 100,000 calls, and grows by some 25 MiB an hour until then.
+        # Ray's control process would keep a record of the last 100,000 calls, which nobody reads here.
         _system_config={"task_events_max_num_task_in_gcs": 1_000},
     )
     return True
