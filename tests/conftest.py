@@ -149,10 +149,13 @@ def browser_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
                 raise TimeoutError("Chromium opened no debugging port within 30 s")
             time.sleep(0.1)
         port, browser_path = port_file.read_text().splitlines()[:2]
-        with connect(f"ws://127.0.0.1:{port}{browser_path}", max_size=None) as browser:
+        # No pings: they draw from the global `random` in a thread, at any time, which hypothesis takes for a strategy
+        # that does so.
+        quiet: dict[str, Any] = {"max_size": None, "ping_interval": None}
+        with connect(f"ws://127.0.0.1:{port}{browser_path}", **quiet) as browser:
             browser.send(json.dumps({"id": 1, "method": "Target.createTarget", "params": {"url": "about:blank"}}))
             target = json.loads(browser.recv(timeout=30))["result"]["targetId"]
-            with connect(f"ws://127.0.0.1:{port}/devtools/page/{target}", max_size=None) as tab:
+            with connect(f"ws://127.0.0.1:{port}/devtools/page/{target}", **quiet) as tab:
                 yield Page(tab)
     finally:
         process.terminate()
