@@ -32,6 +32,7 @@ SETTING = "regime_base"
 PREDICTED_ACTORS = (1, 2, 8, 64, 512)
 MESSAGES_PER_CHUNK = 2  # calls of the driver for each: gather and add
 BATCHES_AHEAD = 3  # as agent.distributed asks for
+LAST_SAID = 20_000  # bytes of a failed run's output that are worth showing
 
 
 # --- the model -----------------------------------------------------------------------------------------------------
@@ -413,10 +414,12 @@ def report_memory(*, minutes: float, every: float, actors: int, out: Path | None
     """Run on Ray for some minutes and sample the memory of every process; the slope of each after warm-up.
 
     out: a file that takes every sample as a line of JSON as soon as it is taken, so that a run cut short is not lost.
+    Raises RuntimeError, with the last the run said, when it does not end well.
     """
     script = f"import json,sys;from benchmarks.scaling import endless_run;endless_run({actors}, {minutes})"
     samples: list[tuple[float, dict[str, int]]] = []
-    run = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the run, below)
+    run = subprocess.Popen([sys.executable, "-c", script], stdout=said, stderr=subprocess.STDOUT)
     started = time.monotonic()
     while run.poll() is None:
         time.sleep(every)
@@ -428,8 +431,14 @@ def report_memory(*, minutes: float, every: float, actors: int, out: Path | None
             with out.open("a") as stream:
                 stream.write(json.dumps({"seconds": round(at, 1), "bytes": found}) + "\n")
     run.wait()
+    with said:
+        said.seek(max(0, said.seek(0, os.SEEK_END) - LAST_SAID))
+        last = said.read().decode(errors="replace").strip()
     if run.returncode:
-        raise RuntimeError(f"the run whose memory was watched ended with exit status {run.returncode}, expected 0")
+        raise RuntimeError(
+            f"the run whose memory was watched ended with exit status {run.returncode}, expected 0; "
+            f"it said last:\n{last}"
+        )
     return {"metrics": memory_slopes(samples), "minutes": samples[-1][0] / 60, "samples": len(samples)}
 
 
