@@ -52,7 +52,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Ray, in this process."""
     world = ray_double.World()
     monkeypatch.setitem(sys.modules, "ray", world.module())
-    monkeypatch.setattr("agent.distributed.require_ray", lambda: None)
+    monkeypatch.setattr("agent.distributed.cluster.require_ray", lambda: None)
     return world
 
 
