@@ -290,6 +290,13 @@ class ObservationReader(nn.Module):
         read = sum(reader.outputs for reader in readers.values())
         self.mix = nn.Linear(read + flat, width)
         self.out = nn.Linear(width, outputs)
+        if any(len(shape) == 3 for shape in shapes.values()):
+            # Most of a picture is background: with torch's biases the latents of different pictures differ by a
+            # fortieth of their range at first, without them by an eighth, and what two small things in it have to do
+            # with each other is learnt in half the updates (docs/methods.md, "Pictures").
+            for layer in self.modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d) and layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
         parts = [self.readers[name](_as_sequence(observations[name])) for name in self.sequences]

@@ -37,6 +37,19 @@ _LINES = np.array(
 )
 
 
+# Two cells of a line [48, 2], and what stands between them [48, 16].
+_PAIRS = [(line, i, j) for line in (*_LINES[0], *_LINES[3]) for i in range(4) for j in range(i + 1, 4)]
+_ENDS = np.array([(line[i], line[j]) for line, i, j in _PAIRS])
+_BETWEEN = np.array([np.isin(np.arange(CELLS), line[i + 1 : j]) for line, i, j in _PAIRS], np.float32)
+
+
+def _pairs(exponents: NDArray[Any]) -> NDArray[np.float32]:
+    """Exponent / 8 [B, 48] of every two equal tiles with nothing between them, else 0, from boards [B, 16]."""
+    first, second = exponents[:, _ENDS[:, 0]], exponents[:, _ENDS[:, 1]]
+    nothing_between = (exponents > 0).astype(np.float32) @ _BETWEEN.T == 0
+    return np.where((first == second) & nothing_between, first, 0).astype(np.float32) / 8
+
+
 @njit(cache=True)
 def _slide(board: NDArray[np.uint8], direction: int, into: NDArray[np.uint8]) -> float:
     """The board after a slide, into `into`. Returns the value of the merged tiles; −1 where nothing moves."""
@@ -150,11 +163,12 @@ class Twenty48VectorEnv(VectorGame):
     @staticmethod
     def decode(observations: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Boards [B, 16] one-hot: `cells` [B, 16, 16] for a deep reader, and the same flat as `board`, of which the
-        chance encoder sees the difference between two moments."""
+        chance encoder sees the difference between two moments. `pairs` [B, 48]: which tiles would meet their equal if
+        their line were slid, as exponent / 8, which a small network is slow to find out from cells one by one."""
         exponents = observations["observation"]
         cells = np.zeros((*exponents.shape, LEVELS), np.float32)
         np.put_along_axis(cells, np.minimum(exponents, LEVELS - 1).astype(np.intp)[..., None], 1.0, axis=-1)
-        return {"cells": cells, "board": cells.reshape(len(cells), -1)}
+        return {"cells": cells, "board": cells.reshape(len(cells), -1), "pairs": _pairs(exponents)}
 
     def draw_board(self, row: int = 0) -> str:
         tiles = ["." if tile == 0 else str(1 << int(tile)) for tile in self._rows["board"][row]]

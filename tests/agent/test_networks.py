@@ -91,6 +91,16 @@ def test_the_chance_encoder_sees_a_single_changed_number(backbone: Backbone) -> 
             entry.flatten()[-1] -= 1.0
 
 
+@pytest.mark.parametrize("backbone", ["mlp", "resnet"])
+def test_a_dark_picture_says_as_much_as_a_bright_one(backbone: Backbone) -> None:
+    """Nothing but the picture is in the first latent: what is small in it is not drowned by biases."""
+    shapes: dict[str, tuple[int, ...]] = {"picture": (1, 20, 10)}
+    representation = _representation(backbone, shapes)
+    pictures = _observations(6, shapes)
+    dark = {name: 0.05 * picture for name, picture in pictures.items()}
+    torch.testing.assert_close(representation(dark), representation(pictures), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("backbone", get_args(Backbone))
 def test_every_bar_of_the_window_matters(backbone: Backbone) -> None:
     representation = _representation(backbone)

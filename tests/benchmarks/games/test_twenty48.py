@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks.games.twenty48 import Twenty48VectorEnv
+from benchmarks.games.twenty48 import _slide as slide_board
 
 
 def _slide(line: list[int], direction: int = 3) -> tuple[list[int], float]:
@@ -107,6 +108,18 @@ def test_decoding_spreads_exponents() -> None:
     assert decoded["cells"].shape == (1, 16, 16)
     np.testing.assert_array_equal(decoded["cells"][0].argmax(axis=1), board[0])
     np.testing.assert_array_equal(decoded["board"][0].reshape(16, 16), decoded["cells"][0])
+
+
+def test_tiles_that_meet_are_those_that_a_slide_would_merge() -> None:
+    boards = np.random.default_rng(0).integers(0, 4, (500, 16)).astype(np.uint8) * (np.arange(500) % 3 > 0)[:, None]
+    boards[1::3] *= np.random.default_rng(1).random((len(boards[1::3]), 16)) < 0.3  # sparse: much stands between
+    pairs = Twenty48VectorEnv.decode({"observation": boards})["pairs"]
+    into = np.empty(16, np.uint8)
+    for board, met in zip(boards, pairs, strict=True):
+        # Rows are slid by left and right, columns by up and down; the first 24 pairs are the columns'.
+        for which, directions in ((met[:24], (0, 2)), (met[24:], (1, 3))):
+            assert {slide_board(board, d, into) > 0 for d in directions} == {bool(which.any())}
+    assert pairs.max() == 3 / 8
 
 
 def test_it_is_registered_and_draws_itself() -> None:
