@@ -3,7 +3,8 @@
 After the `catch` of bsuite (Osband et al. 2020): 1 for a caught ball, −1 for a missed one, nothing before. What the
 agent sees is a picture of bytes, two pixels a cell: something small for an image backbone to read.
 
-    python -m agent train --env benchmarks.catch:smu0/Catch-v0 --set agent.training.env_steps=12000
+    python -m agent train --env benchmarks.catch:smu0/Catch-v0 --set agent.training.env_steps=12000 \\
+      --set agent.learner.updates_per_env_step=0.5
 
 A player who moves at random catches one ball in five, a mean return of −0.6.
 """

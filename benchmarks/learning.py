@@ -112,7 +112,7 @@ class Setting:
 
 SETTINGS = {
     "regime_base": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 0.5}, acting=True),
-    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, env_steps=480_000),
+    "regime_weak": Setting("Regime", {"drift": 0.2, "switch": 0.02, "cost": 0.5}, minutes=10, env_steps=720_000),
     "regime_dear": Setting("Regime", {"drift": 0.3, "switch": 0.02, "cost": 1.0}, minutes=10),
     "regime_slow": Setting("Regime", {"drift": 0.2, "switch": 0.01, "cost": 1.0}, minutes=10, env_steps=480_000),
     "meanreversion": Setting("MeanReversion", minutes=10),
