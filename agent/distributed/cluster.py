@@ -68,8 +68,9 @@ def connect(cluster: Cluster) -> bool:
         _node_ip_address=_LOCAL,
         object_store_memory=OBJECT_STORE_BYTES,
         log_to_driver=False,
-        # Ray's control process would keep a record of the last 100,000 calls, which nobody reads here.
-        _system_config={"task_events_max_num_task_in_gcs": 1_000},
+        # Processes would report every call to Ray's control process, which keeps the last 100,000 for a dashboard that
+        # nobody looks at here (docs/scaling.md, "Memory").
+        _system_config={"task_events_report_interval_ms": 0},
     )
     return True
 
