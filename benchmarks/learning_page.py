@@ -77,7 +77,9 @@ def figure(runs: dict[tuple[str, str], list[Json]], settings: list[str]) -> Any:
     from plotly.subplots import make_subplots
 
     titles = [f"{setting}: score by {what}" for setting in settings for what in ("environment steps", "seconds")]
-    page = make_subplots(rows=len(settings), cols=2, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.09)
+    page = make_subplots(
+        rows=len(settings), cols=2, subplot_titles=titles, shared_yaxes=True, vertical_spacing=0.3 / len(settings)
+    )
     named = set()
     for (setting, agent), found in runs.items():
         if setting not in settings:
@@ -100,7 +102,7 @@ def figure(runs: dict[tuple[str, str], list[Json]], settings: list[str]) -> Any:
         axis.update(range=[-0.2, 1.1], zeroline=False, gridcolor="#e5e5e5")
     page.update_xaxes(gridcolor="#e5e5e5", rangemode="tozero")
     page.update_layout(
-        template="plotly_white", height=260 * len(settings) + 90, width=1000, font={"family": "sans-serif", "size": 12},
+        template="plotly_white", height=210 * len(settings) + 90, width=1000, font={"family": "sans-serif", "size": 12},
         legend={"orientation": "h", "yanchor": "top", "y": 1.0, "yref": "container"},
         margin={"l": 50, "r": 20, "t": 80, "b": 40},
     )  # fmt: skip
