@@ -459,14 +459,14 @@ def memory_slopes(samples: list[tuple[float, dict[str, int]]], *, warm_up: float
 
 
 def endless_run(actors: int, minutes: float) -> None:
-    """A distributed run that the clock ends, with the configuration of the other runs and checkpoints besides. Its
-    replay is full after 30,000 steps, which are the first minutes even of a busy machine."""
+    """A distributed run that the clock ends, with the configuration of the other runs and checkpoints besides, but a
+    replay that is full after 30,000 steps, which are the first minutes even of a busy machine."""
     from agent.config import AgentConfig
     from agent.distributed import Cluster, DistributedTrainer
     from agent.train import RunSettings
     from benchmarks.learning import CONFIG, SETTINGS, Verification, merged
 
-    changes = {"training": {"env_steps": 10**9, "checkpoint_every": 1000}}
+    changes = {"training": {"env_steps": 10**9, "checkpoint_every": 1000}, "replay": {"capacity_steps": 30_000}}
     config = AgentConfig.model_validate(merged(CONFIG, changes))
     with tempfile.TemporaryDirectory() as directory:
         settings = RunSettings(directory=Path(directory), seed=0, code_version="benchmark", minutes=minutes)
