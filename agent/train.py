@@ -126,13 +126,7 @@ class Trainer:
     def resume(self, path: Path | None = None) -> None:
         """Continue from a resumable checkpoint (default: the run's latest). Raises CheckpointError."""
         path = path or self.checkpoints / "latest"
-        metadata = read_metadata(path)
-        if metadata.agent != self.config:
-            changed = changed_fields(metadata.agent.model_dump(), self.config.model_dump())
-            raise CheckpointError(
-                f"{path}: was trained with another agent configuration (differs in {', '.join(changed)}). "
-                f"Resume with the run's own config.resolved.yaml, or start a new run"
-            )
+        metadata = resumable_metadata(path, self.config)
         self.model.load_state_dict(load_checkpoint_model(path, metadata).state_dict())
         arrays = load_training_arrays(path)
         state = metadata.state
@@ -406,6 +400,18 @@ def _state_from_bytes(saved: dict[str, NDArray[np.generic]], like: Any) -> Any:
         np.frombuffer(saved[str(i)].tobytes(), part.dtype).reshape(part.shape) for i, part in enumerate(parts)
     )
     return restored if isinstance(like, tuple) else restored[0]
+
+
+def resumable_metadata(path: Path, config: AgentConfig) -> CheckpointMetadata:
+    """Of a checkpoint that a run of `config` may continue. Raises CheckpointError naming the settings that differ."""
+    metadata = read_metadata(path)
+    if metadata.agent != config:
+        changed = changed_fields(metadata.agent.model_dump(), config.model_dump())
+        raise CheckpointError(
+            f"{path}: was trained with another agent configuration (differs in {', '.join(changed)}). "
+            f"Resume with the run's own config.resolved.yaml, or start a new run"
+        )
+    return metadata
 
 
 def changed_fields(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

@@ -418,20 +418,19 @@ def report_memory(*, minutes: float, every: float, actors: int, out: Path | None
     """
     script = f"import json,sys;from benchmarks.scaling import endless_run;endless_run({actors}, {minutes})"
     samples: list[tuple[float, dict[str, int]]] = []
-    said = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the run, below)
-    run = subprocess.Popen([sys.executable, "-c", script], stdout=said, stderr=subprocess.STDOUT)
-    started = time.monotonic()
-    while run.poll() is None:
-        time.sleep(every)
-        at, found = time.monotonic() - started, dict(resident(run.pid))
-        if "driver" not in {name.split("-")[0] for name in found}:
-            break
-        samples.append((at, found))
-        if out is not None:
-            with out.open("a") as stream:
-                stream.write(json.dumps({"seconds": round(at, 1), "bytes": found}) + "\n")
-    run.wait()
-    with said:
+    with tempfile.TemporaryFile() as said:
+        run = subprocess.Popen([sys.executable, "-c", script], stdout=said, stderr=subprocess.STDOUT)
+        started = time.monotonic()
+        while run.poll() is None:
+            time.sleep(every)
+            at, found = time.monotonic() - started, dict(resident(run.pid))
+            if "driver" not in {name.split("-")[0] for name in found}:
+                break
+            samples.append((at, found))
+            if out is not None:
+                with out.open("a") as stream:
+                    stream.write(json.dumps({"seconds": round(at, 1), "bytes": found}) + "\n")
+        run.wait()
         said.seek(max(0, said.seek(0, os.SEEK_END) - LAST_SAID))
         last = said.read().decode(errors="replace").strip()
     if run.returncode:

@@ -29,7 +29,7 @@ from agent.evaluation import Evaluation
 from agent.experience import EnvFactory, make_model
 from agent.flow import Accepted, ReplayRatio
 from agent.networks.flat import flat_weights, load_flat
-from agent.train import RunSettings, changed_fields, crossed, decoder
+from agent.train import RunSettings, crossed, decoder, resumable_metadata
 
 if TYPE_CHECKING:
     from ray import ObjectRef
@@ -136,13 +136,7 @@ class DistributedTrainer:
     def resume(self, path: Path | None = None) -> None:
         """Continue from a checkpoint of a distributed run (default: the run's latest). Raises CheckpointError."""
         path = path or self.checkpoints / "latest"
-        metadata = read_metadata(path)
-        if metadata.agent != self.config:
-            changed = changed_fields(metadata.agent.model_dump(), self.config.model_dump())
-            raise CheckpointError(
-                f"{path}: was trained with another agent configuration (differs in {', '.join(changed)}). "
-                f"Resume with the run's own config.resolved.yaml, or start a new run"
-            )
+        metadata = resumable_metadata(path, self.config)
         state = metadata.state.get("distributed")
         if state is None:
             raise CheckpointError(f"{path}: was trained in one process. Resume it without --ray")
@@ -302,7 +296,7 @@ class DistributedTrainer:
     def _hear(self) -> None:
         """Wait for the next reply and act on it."""
         if not self._pending:
-            time.sleep(0.01)
+            time.sleep(0.01)  # ray.wait refuses to wait for nothing; the next look at the clock gives new orders
             return
         done, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=_PATIENCE_SECONDS)
         for ref in done:
@@ -343,10 +337,7 @@ class DistributedTrainer:
     def _learnt(self, weights: Any, target: Any, replay_number: int, ref: Any) -> None:
         reply, failure = self._result(ref)
         if failure is not None:
-            raise RunStopped(
-                f"the learner is gone ({type(failure).__name__}); expected it to live as long as the run. Continue "
-                f'with "python -m agent train --resume {self.settings.directory} --ray {self.cluster.address}"'
-            ) from failure
+            raise self._without_learner("the learner", failure) from failure
         self._learning = False
         self.flow.spend(reply.made)
         before, self.updates = self.updates, reply.updates
@@ -364,10 +355,13 @@ class DistributedTrainer:
     def _refreshed_learner(self, ref: Any) -> None:
         _, failure = self._result(ref)
         if failure is not None:
-            raise RunStopped(
-                f"one of the {self.cluster.learners} learners is gone ({type(failure).__name__}). Continue with "
-                f'"python -m agent train --resume {self.settings.directory} --ray {self.cluster.address}"'
-            ) from failure
+            raise self._without_learner(f"one of the {self.cluster.learners} learners", failure) from failure
+
+    def _without_learner(self, who: str, failure: Exception) -> RunStopped:
+        return RunStopped(
+            f"{who} is gone ({type(failure).__name__}); expected it to live as long as the run. Continue "
+            f'with "python -m agent train --resume {self.settings.directory} --ray {self.cluster.address}"'
+        )
 
     def _refreshed(self, ref: Any) -> None:
         self._result(ref)  # what was lost on the way stays as it was
