@@ -218,8 +218,7 @@ def _market_notes(finished: Finished) -> list[str]:
 
 def _identity(finished: Finished, seed: int) -> Identity:
     """What this evaluation is, for the trials ledger."""
-    rows = finished.run.market
-    dataset = report.fingerprint([finished.prepared.bars_fingerprint, int(rows.timestamp[0]), int(rows.timestamp[-1])])
+    dataset = report.dataset_fingerprint(finished.prepared.bars_fingerprint, finished.run.market.timestamp)
     subject = report.fingerprint(
         [finished.subject_fingerprint, report.fingerprint(finished.config), finished.simulations]
     )

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pandas as pd
 import yaml
+from numpy.typing import NDArray
 
 from backtest.evaluation import Evaluation
 from backtest.metrics import Metric, values
@@ -58,6 +59,11 @@ def fingerprint(value: Any) -> str:
     """Short content hash of anything JSON can say."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def dataset_fingerprint(bars_fingerprint: str, timestamps: NDArray[np.int64]) -> str:
+    """What the trials ledger knows a split's bars by: whoever is judged on the same bars is one more trial on them."""
+    return fingerprint([bars_fingerprint, int(timestamps[0]), int(timestamps[-1])])
 
 
 def code_fingerprint(packages: Sequence[str] = CODE_PACKAGES) -> str:

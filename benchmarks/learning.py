@@ -139,8 +139,8 @@ SETTINGS = {
             "replay": {
                 "min_steps": 2000,
                 "correct_exploration": False,
-                "n_step": 20,
-                "td_lambda": 0.9,
+                "n_step": 50,
+                "td_lambda": 0.97,
                 "capacity_steps": 50_000,
                 "window_fraction": 0.0,
                 "counterfactual_ratio": 0.0,

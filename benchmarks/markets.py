@@ -148,6 +148,7 @@ def _peer(job: Job, out: Path, python: str, log: Any) -> Json | None:
         raise SystemExit(f"{job.name}: a peer learns as long as smu0 did; expected {reference.name} first")
     timed = Job(**{**asdict(job), "seconds": json.loads(reference.read_text())["training"]["seconds"]})
     command = [python, "-m", "benchmarks.markets_peers", "--job", json.dumps(asdict(timed))]
+    command += ["--trials", str(out / "trials.jsonl")]
     try:
         return _call(command, log)
     except subprocess.CalledProcessError as error:

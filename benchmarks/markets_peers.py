@@ -9,7 +9,6 @@ import argparse
 import io
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,8 +50,8 @@ class PeerPolicy:
         return decision_from_actions(np.asarray(action, np.int64), self.num_actions)
 
 
-def train(job: Job) -> dict[str, Any]:
-    """Train, choose, test. Returns what benchmarks/markets.py keeps."""
+def train(job: Job, trials: Path) -> dict[str, Any]:
+    """Train, choose, test. trials: ledger of evaluations. Returns what benchmarks/markets.py keeps."""
     import torch
     from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -102,7 +101,7 @@ def train(job: Job) -> dict[str, Any]:
     if best["weights"] is None:
         look()
     model.policy.load_state_dict(torch.load(io.BytesIO(best["weights"]), weights_only=True))
-    return {"training": trained, "report": _judge(model, experiment, job), "looking_seconds": spent_looking}
+    return {"training": trained, "report": _judge(model, experiment, job, trials), "looking_seconds": spent_looking}
 
 
 def _validation_return(model: Any, experiment: Experiment, envs: MarketEnvs, seed: int) -> float:
@@ -117,25 +116,30 @@ def _validation_return(model: Any, experiment: Experiment, envs: MarketEnvs, see
     return float(total.mean())
 
 
-def _judge(model: Any, experiment: Experiment, job: Job) -> dict[str, Any]:
+def _judge(model: Any, experiment: Experiment, job: Job, trials: Path) -> dict[str, Any]:
     """The test split through the backtest, as `python -m backtest run` judges a checkpoint."""
     config = inputs.evaluation_config(experiment.market, fees_bps=None, deterministic=False)
     prepared, _ = inputs.prepare(experiment, "test", None, config)
     policy = PeerPolicy(model, len(experiment.market.actions.levels))
     finished = run_policy(policy, prepared.market, config, seeds=range(FILL_SEEDS))
-    with tempfile.TemporaryDirectory() as directory:
-        evaluation = examine(
-            finished,
-            Terms(
-                market=prepared.market,
-                config=config,
-                history_close=prepared.history_close,
-                stretch=Stretch.of(prepared.market),
-            ),
-            identity=Identity(key=job.name, subject=job.agent, dataset=job.dataset, split="test"),
-            ledger=TrialsLedger(Path(directory) / "trials.jsonl"),
-            created="",
-        )
+    subject = report.fingerprint([job.name, job.overrides, job.seconds])
+    evaluation = examine(
+        finished,
+        Terms(
+            market=prepared.market,
+            config=config,
+            history_close=prepared.history_close,
+            stretch=Stretch.of(prepared.market),
+        ),
+        identity=Identity(
+            key=report.fingerprint([subject, FILL_SEEDS]),
+            subject=subject,
+            dataset=report.dataset_fingerprint(prepared.bars_fingerprint, prepared.market.timestamp),
+            split="test",
+        ),
+        ledger=TrialsLedger(trials),
+        created="",
+    )
     timing = evaluation.random_timing
     return {
         "metrics": _plain(evaluation.metrics),
@@ -159,13 +163,14 @@ def _vector(experiment: Experiment, envs: MarketEnvs, seed: int) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", required=True)
+    parser.add_argument("--trials", type=Path, required=True, help="ledger of evaluations")
     options = parser.parse_args()
     try:
         import stable_baselines3  # noqa: F401
     except ModuleNotFoundError:
         raise SystemExit(MISSING) from None
     job = json.loads(options.job)
-    result = train(Job(**{**job, "overrides": tuple(job["overrides"])}))
+    result = train(Job(**{**job, "overrides": tuple(job["overrides"])}), options.trials)
     sys.stdout.write(report.encode_json(result).decode())
 
 
