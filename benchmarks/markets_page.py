@@ -8,6 +8,7 @@ RUNS is the --out folder of benchmarks/markets.py. Prints Markdown; --write puts
 
 import argparse
 import json
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ AGENTS = {
     "buy_and_hold": "buy and hold",
     "sma_cross": "SMA 50/200",
 }
+TRAINED = ("smu0", "codes1", "ppo", "dqn")
 COLOURS = {"smu0": "#1f5fbf", "prior": "#7aa3dd", "codes1": "#a07ad0", "ppo": "#c2571a", "dqn": "#4f8a3d"}
 OTHER = "#777777"
 
@@ -123,7 +125,7 @@ def training_table(found: dict[str, dict[str, list[Json]]]) -> str:
     """What each agent was given."""
     lines = ["| test split | agent | seconds of training | environment steps |", "|---|---|---|---|"]
     for dataset, agents in found.items():
-        for agent in ("smu0", "codes1", "ppo", "dqn"):
+        for agent in TRAINED:
             trained = [run["training"] for run in agents.get(agent, [])]
             if trained:
                 seconds = ", ".join(f"{one['seconds']:.0f}" for one in trained)
@@ -132,9 +134,34 @@ def training_table(found: dict[str, dict[str, list[Json]]]) -> str:
     return "\n".join(lines)
 
 
+def trials_table(found: dict[str, dict[str, list[Json]]]) -> str:
+    """How often each test split was looked at, and how good the best of as many worthless agents would look."""
+    lines = [
+        "| test split | agents judged on it so far | Sharpe of the best, were all worthless | best Sharpe here |",
+        "|---|---|---|---|",
+    ]
+    for dataset, agents in found.items():
+        judged = [run for agent in TRAINED for run in agents.get(agent, [])]
+        last = max(judged, key=lambda run: run["trials"]["trials"])  # the ledger grows with every look
+        expected = last["significance"]["expected_maximum_daily_sharpe"] * math.sqrt(last["market"]["days_per_year"])
+        best, name = max(
+            (run["metrics"]["sharpe"]["value"] or -math.inf, agent)
+            for agent in TRAINED
+            for run in agents.get(agent, [])
+        )
+        cells = [
+            DATASETS[dataset].title,
+            str(last["trials"]["trials"]),
+            f"{expected:.2f}",
+            f"{best:.2f} ({AGENTS[name]})",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def page(found: dict[str, dict[str, list[Json]]]) -> str:
     """All tables."""
-    return "\n\n".join((results_table(found), outlook_table(found), training_table(found)))
+    return "\n\n".join((results_table(found), trials_table(found), outlook_table(found), training_table(found)))
 
 
 def write(text: str, path: Path) -> None:

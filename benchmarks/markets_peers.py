@@ -145,7 +145,12 @@ def _judge(model: Any, experiment: Experiment, job: Job, trials: Path) -> dict[s
         "metrics": _plain(evaluation.metrics),
         "baselines": {name: {"metrics": _plain(m)} for name, m in evaluation.baseline_metrics.items()},
         "fill_band": {name: vars(band) for name, band in evaluation.fill_band.items()},
-        "significance": {"random_timing": None if timing is None else {"p_value": timing.p_value}},
+        "significance": {
+            "random_timing": None if timing is None else {"p_value": timing.p_value},
+            "expected_maximum_daily_sharpe": evaluation.evidence.expected_maximum,
+        },
+        "trials": {"trials": evaluation.trials.trials},
+        "market": {"days_per_year": prepared.market.days_per_year},
     }
 
 
