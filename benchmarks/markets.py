@@ -210,7 +210,11 @@ def main() -> None:
                 pending = {pool.submit(run_job, job, out, options.peer_python): job for job in jobs}
                 for future in as_completed(pending):
                     name = pending[future].name
-                    results[name] = future.result()
+                    try:
+                        results[name] = future.result()
+                    except Exception:
+                        pool.shutdown(cancel_futures=True)  # what fails once fails for the others too
+                        raise
                     print(f"{name}: {summary(results[name])}", file=sys.stderr, flush=True)
     if options.json:
         metrics = {

@@ -150,7 +150,7 @@ def _judge(model: Any, experiment: Experiment, job: Job, trials: Path) -> dict[s
             "expected_maximum_daily_sharpe": evaluation.evidence.expected_maximum,
         },
         "trials": {"trials": evaluation.trials.trials},
-        "market": {"days_per_year": prepared.market.days_per_year},
+        "market": {"days_per_year": finished.market.days_per_year},
     }
 
 
