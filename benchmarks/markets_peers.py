@@ -134,7 +134,7 @@ def _judge(model: Any, experiment: Experiment, job: Job, trials: Path) -> dict[s
         identity=Identity(
             key=report.fingerprint([subject, FILL_SEEDS]),
             subject=subject,
-            dataset=report.dataset_fingerprint(prepared.bars_fingerprint, prepared.market.timestamp),
+            dataset=report.dataset_fingerprint(prepared.bars_fingerprint, finished.market.timestamp),
             split="test",
         ),
         ledger=TrialsLedger(trials),
