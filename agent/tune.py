@@ -160,7 +160,8 @@ def tune(
     state = directory / _STATE
 
     def trial(config: dict[str, Any]) -> None:
-        run_trial(values[config["trial"]], directory / f"trial-{config['trial']:03d}", make_trainer, ray_tune.report)
+        place = directory / f"trial-{config['trial']:03d}"
+        run_trial(values[config["trial"]], place, make_trainer, ray_tune.report, env_steps=env_steps)
 
     trainable = ray_tune.with_resources(trial, {"cpu": 1})
     if resume:
@@ -198,23 +199,33 @@ def tune(
 
 
 def run_trial(
-    values: Mapping[str, Any], directory: Path, make_trainer: MakeTrainer, report: Callable[[dict[str, Any]], object]
+    values: Mapping[str, Any],
+    directory: Path,
+    make_trainer: MakeTrainer,
+    report: Callable[[dict[str, Any]], object],
+    *,
+    env_steps: int,
 ) -> None:
-    """Train one trial, reporting the mean of its last few scores at every evaluation.
+    """Train one trial of `env_steps`, reporting the mean of its last few scores at every evaluation.
 
-    A trial that was cut off goes on; what it had reported is reported again, for a scheduler that has forgotten it.
+    A trial that was cut off goes on; what it had reported is reported again, for a scheduler that has forgotten it. A
+    scheduler kills a trial at its last report, so that one waits until the last weights are saved.
     """
     directory.mkdir(parents=True, exist_ok=True)
     trainer = make_trainer(values, directory)
     rows = curve(directory)
     for end in range(1, len(rows) + 1):
-        report(standing(rows[:end]))
+        if rows[end - 1]["env_steps"] < env_steps:
+            report(standing(rows[:end]))
 
     def look(row: Mapping[str, Any]) -> None:
         rows.append(dict(row))
-        report(standing(rows))
+        if row["env_steps"] < env_steps:
+            report(standing(rows))
 
     trainer.run(look)
+    if rows and rows[-1]["env_steps"] >= env_steps:
+        report(standing(rows))
 
 
 def curve(directory: Path) -> list[dict[str, Any]]:

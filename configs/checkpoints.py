@@ -31,14 +31,18 @@ def find_checkpoint(given: str | None, *, runs: Path = RUNS, models: Path = MODE
     best = [path for path in runs.glob(f"*/{BEST}") if _is_market_model(path)]
     if best:
         return max(best, key=lambda path: (path / METADATA).stat().st_mtime)
-    for path in sorted(file.parent for file in models.glob(f"*/{METADATA}")):
-        if _is_market_model(path):
-            return path
+    for path in market_models(models):
+        return path
     raise CheckpointNotFound(
         f"no checkpoint: expected {runs}/RUN/{BEST} or {models}/NAME with {METADATA} of a model trained on bars, found "
         f'neither. Train one with "make demo" or "python -m agent train configs/sp500_1d.yaml", or name one with '
         f"--checkpoint DIR"
     )
+
+
+def market_models(models: Path = MODELS) -> list[Path]:
+    """The bundled checkpoints that were trained on bars, by name."""
+    return [path for path in sorted(file.parent for file in models.glob(f"*/{METADATA}")) if _is_market_model(path)]
 
 
 def _is_market_model(path: Path) -> bool:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import configs
+from configs.checkpoints import market_models
 from data.synthetic import GENERATORS
 from market_env.snapshot import AccountSnapshot
 from service.model import Question, ServedModel, load_model
@@ -23,12 +24,12 @@ BATCHES = (1, 2, 64)
 
 
 def main() -> None:
-    """Ask every bundled model, then make, train and score once."""
+    """Ask every bundled model of a market, then make, train and score once."""
     [models] = [Path(argument) for argument in sys.argv[1:]]
     for make in GENERATORS.values():
         make(64, seed=1)
-    for metadata in sorted(models.glob("*/checkpoint.json")):
-        ask(load_model(metadata.parent))
+    for checkpoint in market_models(models):
+        ask(load_model(checkpoint))
     with tempfile.TemporaryDirectory() as place:
         for command in (
             ["data", "sample", "sp500"],

@@ -92,6 +92,8 @@ class Rising:
     def __init__(self, directory: Path, scores: list[float]) -> None:
         self._directory, self._scores = directory, scores
 
+    saved = False
+
     def run(self, look: Callable[[dict[str, Any]], None]) -> None:
         done = len(self._path.read_text().splitlines()) if self._path.exists() else 0
         for number, score in enumerate(self._scores[done:], start=done + 1):
@@ -99,6 +101,7 @@ class Rising:
             with self._path.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             look(row)
+        self.saved = True
 
     @property
     def _path(self) -> Path:
@@ -108,7 +111,7 @@ class Rising:
 def _trial(directory: Path, number: int, scores: list[float]) -> list[dict[str, Any]]:
     reported: list[dict[str, Any]] = []
     make: Any = lambda values, place: Rising(place, scores)  # noqa: E731
-    run_trial({}, directory / f"trial-{number:03d}", make, reported.append)
+    run_trial({}, directory / f"trial-{number:03d}", make, reported.append, env_steps=1000)
     return reported
 
 
@@ -121,6 +124,23 @@ def test_a_trial_that_was_cut_off_reports_again_what_it_had(tmp_path: Path) -> N
     _trial(tmp_path, 0, [1.0, 2.0])
     reported = _trial(tmp_path, 0, [1.0, 2.0, 3.0])
     assert [row["env_steps"] for row in reported] == [100, 200, 300]
+
+
+def test_the_last_report_waits_until_the_last_weights_are_saved(tmp_path: Path) -> None:
+    """A scheduler kills a trial at its last report."""
+    (tmp_path / "trial").mkdir()
+    trainer = Rising(tmp_path / "trial", [1.0, 2.0, 3.0])
+    make: Any = lambda values, place: trainer  # noqa: E731
+    reported: list[tuple[int, bool]] = []
+    for _ in range(2):  # and once more, finished
+        run_trial(
+            {},
+            tmp_path / "trial",
+            make,
+            lambda row: reported.append((row["env_steps"], trainer.saved)),
+            env_steps=300,
+        )
+    assert reported == [(100, False), (200, False), (300, True), (100, True), (200, True), (300, True)]
 
 
 def test_the_best_trial_is_one_that_went_all_the_way(tmp_path: Path) -> None:
@@ -157,15 +177,18 @@ def _small() -> Mapping[str, Any]:
         "agent.network": network,
         "agent.self_play.num_envs": 8,
         "agent.replay.min_steps": 100,
+        "agent.replay.n_step": 20,
+        "agent.replay.td_lambda": 0.9,
         "agent.learner.batch_size": 32,
         "agent.learner.unroll": 3,
         "agent.learner.learning_rate": 1e-6,
         "agent.learner.learning_rate_final": 1e-7,
         "agent.learner.warmup_updates": 0,
         "agent.search.simulations": 8,
+        "agent.learner.updates_per_env_step": 0.5,  # with fewer, which rate is better is luck
         "agent.training.env_steps": 3000,
-        "agent.training.evaluate_every": 50,
-        "agent.training.checkpoint_every": 50,
+        "agent.training.evaluate_every": 200,
+        "agent.training.checkpoint_every": 200,
         "agent.training.evaluation_episodes": 4,
     }
 
