@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_build_asks_the_bundled_models_of_markets(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("compile_kernels", ROOT / "deploy" / "compile_kernels.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     kernels = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(kernels)
     asked, commands = [], []
@@ -22,6 +23,7 @@ def test_the_build_asks_the_bundled_models_of_markets(monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.argv", ["compile_kernels.py", str(ROOT / "models")])
     kernels.main()
     names = [path.name for path in market_models(ROOT / "models")]
-    assert "btc_1h" in names and "cartpole" not in names
+    assert "btc_1h" in names
+    assert "cartpole" not in names
     assert len(asked) == len(names)
     assert commands == [["data", "sample"], ["agent", "train"], ["backtest", "run"]]
