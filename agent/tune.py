@@ -213,16 +213,15 @@ def run_trial(
     """
     directory.mkdir(parents=True, exist_ok=True)
     trainer = make_trainer(values, directory)
-    rows = curve(directory)
-    for end in range(1, len(rows) + 1):
-        if rows[end - 1]["env_steps"] < env_steps:
-            report(standing(rows[:end]))
+    rows: list[dict[str, Any]] = []
 
     def look(row: Mapping[str, Any]) -> None:
         rows.append(dict(row))
         if row["env_steps"] < env_steps:
             report(standing(rows))
 
+    for row in curve(directory):
+        look(row)
     trainer.run(look)
     if rows and rows[-1]["env_steps"] >= env_steps:
         report(standing(rows))

@@ -144,11 +144,7 @@ def trials_table(found: dict[str, dict[str, list[Json]]]) -> str:
         judged = [run for agent in TRAINED for run in agents.get(agent, [])]
         last = max(judged, key=lambda run: run["trials"]["trials"])  # the ledger grows with every look
         expected = last["significance"]["expected_maximum_daily_sharpe"] * math.sqrt(last["market"]["days_per_year"])
-        best, name = max(
-            (run["metrics"]["sharpe"]["value"] or -math.inf, agent)
-            for agent in TRAINED
-            for run in agents.get(agent, [])
-        )
+        best, name = max((sharpe, agent) for agent in TRAINED for sharpe in _values(agents.get(agent, []), "sharpe"))
         cells = [
             DATASETS[dataset].title,
             str(last["trials"]["trials"]),
